@@ -1,0 +1,45 @@
+# Every task works first: each one builds .venv when it is missing or out of date.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+# Small tensors on few cores: one thread per test process is the fastest.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format types clean
+
+help: ## list the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## train, predict and report on drawn volumes, in minutes
+	$(BIN)/dcamt demo
+
+test: lint types ## lint, type check and the quick tests
+	$(PYTEST) -m "not slow"
+
+test-slow: $(INSTALLED) ## the tests that take minutes
+	$(PYTEST) -m slow
+
+lint: $(INSTALLED) ## check style and format, change nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(INSTALLED) ## fix style and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(INSTALLED) ## type check
+	$(BIN)/mypy
+
+clean: ## remove .venv, caches and build output
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "dcamt needs Python 3.11 or newer: try 'make PYTHON=python3.12'" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,35 @@
+"""Semi-supervised segmentation of 3D medical volumes: a few labels, many scans.
+
+    import dcamt
+
+    dcamt.train("my_dataset", out="run", method="dca-mt", labeled=8)
+    dcamt.predict("run", "new_scans", out="segmentations")
+    dcamt.evaluate("segmentations", "my_dataset")
+
+The same as the commands of ``dcamt --help``; see docs/python.md.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "__version__",
+    "cost",
+    "evaluate",
+    "inspect",
+    "predict",
+    "report",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: PyTorch takes seconds to load, `dcamt --help` should not.
+    if name == "InputError":
+        return import_module("dcamt.errors").InputError
+    if name in __all__:
+        return getattr(import_module("dcamt.api"), name)
+    raise AttributeError(f"module 'dcamt' has no attribute {name!r}")

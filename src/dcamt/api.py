@@ -1,0 +1,123 @@
+"""The commands as functions, for notebooks and scripts; ``dcamt.train`` and so on."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from dcamt.config import load_config
+from dcamt.cost import method_cost as cost
+from dcamt.data.dataset import find_scans
+from dcamt.data.inspect import inspect
+from dcamt.engine.train import make_fabric
+from dcamt.errors import InputError
+from dcamt.evaluation.evaluate import evaluate as _evaluate
+from dcamt.evaluation.evaluate import write_json
+from dcamt.experiment import load_run, train_run
+from dcamt.inference.predict import Extras, predict_case
+from dcamt.report.report import write_report as report
+
+__all__ = ["cost", "evaluate", "inspect", "predict", "report", "train"]
+
+PathLike = str | Path
+
+
+def train(
+    dataset: PathLike,
+    out: PathLike,
+    *,
+    method: str | None = None,
+    splits: PathLike | None = None,
+    labeled: int | Literal["all"] | None = None,
+    iterations: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    config: PathLike | None = None,
+    set: Iterable[str] = (),
+    resume: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Train ``method`` on the data set in ``dataset`` and return the run folder ``out``.
+
+    ``labeled`` keeps that many labels and hides the rest (``"all"`` shows every label);
+    ``config`` is a YAML recipe and ``set`` holds ``key=value`` overrides, as on the command line.
+    Raises InputError for whatever the user can mend; what exists is never overwritten.
+    """
+    named = {
+        "method.name": method,
+        "train.iterations": iterations,
+        "seed": seed,
+        "device": device,
+    }
+    overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
+    resolved = load_config(_path(config), [*overrides, *set])
+    return train_run(
+        Path(dataset), Path(out), resolved, _path(splits), labeled, resume=resume, quiet=quiet
+    )
+
+
+def predict(
+    run: PathLike,
+    input: PathLike,
+    out: PathLike,
+    *,
+    weights: Literal["last", "best"] | str = "last",
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    largest_component: bool = False,
+    overlap: float | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    quiet: bool = False,
+) -> list[Path]:
+    """Segment a scan, a folder of scans or a data set; returns the files ``out``/CASE.nii.gz.
+
+    Outputs are uint8 with the size, affine and spacing of the scan. Raises InputError if an output
+    exists already; with ``resume`` such cases are skipped.
+    """
+    config, method = load_run(Path(run), weights)
+    if overlap is not None:
+        changed = config.predict.model_copy(update={"overlap": overlap})
+        config = config.model_copy(update={"predict": changed})
+    assert config.plan is not None
+    scans = find_scans(Path(input), len(config.plan.channels))
+    outputs = {scan.name: Path(out) / f"{scan.name}.nii.gz" for scan in scans}
+    existing = [path for path in outputs.values() if path.exists()]
+    if existing and not resume:
+        raise InputError(
+            f"{existing[0]}: exists already ({len(existing)} in all); choose another --out, or "
+            "skip finished cases with --resume"
+        )
+    fabric = make_fabric(device, "32-true")
+    method.to(fabric.device)
+    console = Console(stderr=True, quiet=quiet)
+    extras = Extras(probabilities, uncertainty, largest_component)
+    todo = [scan for scan in scans if not outputs[scan.name].exists()]
+    begin = time.monotonic()
+    for done, scan in enumerate(todo, 1):
+        predict_case(method, config, scan.images, outputs[scan.name], extras)
+        seconds = (time.monotonic() - begin) / done
+        console.print(
+            f"{done}/{len(todo)}  {scan.name}  {seconds:.1f} s a case  "
+            f"{seconds * (len(todo) - done) / 60:.1f} min left"
+        )
+    return list(outputs.values())
+
+
+def evaluate(
+    predictions: PathLike, labels: PathLike, out: PathLike | None = None, *, unit: str = "mm"
+) -> dict[str, Any]:
+    """Compare ``predictions`` (a folder of CASE.nii.gz) with ``labels``; see docs/metrics.md.
+
+    Returns the result and, if ``out`` is given, writes it there as JSON.
+    """
+    result = _evaluate(Path(predictions), Path(labels), unit)
+    if out is not None:
+        write_json(result, Path(out))
+    return result
+
+
+def _path(value: PathLike | None) -> Path | None:
+    return None if value is None else Path(value)

@@ -1,0 +1,236 @@
+"""The command line. Each command is a thin door to the function of the same name in dcamt.api."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from dcamt.errors import InputError
+
+app = typer.Typer(
+    help="Semi-supervised segmentation of 3D medical volumes: a few labels, many scans.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Weights(StrEnum):
+    """Which checkpoint of a run to use."""
+
+    last = "last"
+    best = "best"
+
+
+class Unit(StrEnum):
+    """Unit of the distances."""
+
+    mm = "mm"
+    voxels = "voxels"
+
+
+DatasetFolder = Annotated[Path, typer.Argument(help="Data set folder.")]
+RunFolder = Annotated[Path, typer.Argument(help="Run folder of `dcamt train`.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
+) -> None:
+    """Train DCA-MT and a V-Net on drawn phantoms, segment, evaluate and compare: minutes."""
+    from dcamt.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def inspect(
+    dataset: DatasetFolder,
+    splits: Annotated[Path | None, typer.Option(help="Splits file; hides labels.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="List every case.")] = False,
+) -> None:
+    """Print cases, sizes, spacings, intensities, classes, labels and every problem found."""
+    from rich.console import Console
+
+    from dcamt.data.inspect import inspect as look
+    from dcamt.data.inspect import render
+
+    found = look(dataset, splits)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        Console().print(render(found, every))
+    if found.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def train(
+    dataset: DatasetFolder,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")],
+    method: Annotated[str | None, typer.Option(help="Training method; default dca-mt.")] = None,
+    splits: Annotated[Path | None, typer.Option(help="JSON of labeled, unlabeled, val.")] = None,
+    labeled: Annotated[
+        str | None, typer.Option(help="Use N labels, hide the rest; or all.")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Training iterations.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; default 42.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Default auto.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML recipe.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, e.g. network.width=8. Repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a method and leave a run folder with weights, log, validation and report."""
+    from dcamt import api
+
+    run = api.train(
+        dataset, out, method=method, splits=splits, labeled=_count(labeled), iterations=iterations,
+        seed=seed, device=None if device is None else device.value, config=config,
+        set=set_ or (), resume=resume, quiet=quiet,
+    )  # fmt: skip
+    if not quiet:
+        typer.echo(f"run: {run}  report: {run / 'report.html'}")
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    input: Annotated[Path, typer.Argument(help="A scan, a folder of scans or a data set.")],
+    out: Annotated[Path, typer.Option(help="Folder for CASE.nii.gz.")],
+    weights: Annotated[Weights, typer.Option(help="Last, or best on validation.")] = Weights.last,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also a map per class.")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also entropy and disagreement.")
+    ] = False,
+    largest_component: Annotated[
+        bool, typer.Option("--largest-component", help="Keep one piece per class.")
+    ] = False,
+    overlap: Annotated[float | None, typer.Option(help="Window overlap, 0 to below 1.")] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip cases already done.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment scans; outputs have the scans' own size, affine and spacing."""
+    from dcamt import api
+
+    api.predict(
+        run, input, out, weights=weights.value, probabilities=probabilities,
+        uncertainty=uncertainty, largest_component=largest_component, overlap=overlap,
+        device=device.value, resume=resume, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of CASE.nii.gz.")],
+    labels: Annotated[Path, typer.Argument(help="Folder of labels, or a data set.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    unit: Annotated[Unit, typer.Option(help="Unit of 95HD and ASD.")] = Unit.mm,
+    quiet: Quiet = False,
+) -> None:
+    """Dice, Jaccard, 95HD and ASD per case and class, as JSON and a table."""
+    from rich.console import Console
+
+    from dcamt import api
+    from dcamt.evaluation.evaluate import summary_table
+
+    result = api.evaluate(predictions, labels, out, unit=unit.value)
+    if not quiet:
+        Console().print(summary_table(result))
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write RUN/report.html anew: curves, tables, pictures, configuration."""
+    from dcamt.report.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def cost(
+    method: Annotated[str, typer.Option(help="Training method.")] = "dca-mt",
+    patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels.")] = (112, 112, 80),
+    channels: Annotated[int, typer.Option(help="Image channels.")] = 1,
+    classes: Annotated[int, typer.Option(help="Classes with background.")] = 2,
+    width: Annotated[int, typer.Option(help="V-Net width.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Parameters and multiply-accumulates of one method's prediction of one patch."""
+    from dcamt.cost import method_cost
+
+    found = method_cost(method, patch, channels, classes, width)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        typer.echo(f"{method}: {found['parameters']:,} parameters, {found['macs'] / 1e9:.2f} GMACs")
+
+
+def _count(labeled: str | None) -> int | Literal["all"] | None:
+    if labeled is None:
+        return None
+    if labeled == "all":
+        return "all"
+    if not labeled.isdecimal():
+        raise InputError(f"--labeled {labeled}: give a number of cases, or all")
+    return int(labeled)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from dcamt import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Semi-supervised segmentation of 3D medical volumes: a few labels, many scans."""
+
+
+def main() -> Any:
+    """Run the command line; errors that a user can mend are one sentence and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}; check the path and the space on the disk", 2)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        _fail(str(error), code)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"dcamt: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The configuration of a run: typed sections, YAML files and ``key=value`` overrides.
+
+A recipe, the command line and a finished run's ``config.yaml`` all speak the same keys. Unknown
+keys and bad values are refused with the key and what would have been accepted.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from dcamt.errors import InputError
+from dcamt.files import write_text
+
+
+def _orientation(code: str) -> str:
+    axes = ({"R", "L"}, {"A", "P"}, {"S", "I"})
+    if len(code) != 3 or any(len(pair & set(code)) != 1 for pair in axes):
+        raise ValueError("name each axis once, e.g. RAS or LPS")
+    return code
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+Orientation = Annotated[str, AfterValidator(_orientation)]
+Patch = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class Section(BaseModel):
+    """Frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Normalization(Section):
+    """How intensities of one channel become network input.
+
+    ``zscore``: zero mean and unit variance over the volume. ``window``: clip to [low, high], then
+    subtract ``mean`` and divide by ``std``, all in the units of the image (HU for CT).
+    """
+
+    scheme: Literal["zscore", "window"] = "zscore"
+    low: float | None = None
+    high: float | None = None
+    mean: float | None = None
+    std: PositiveFloat | None = None
+
+
+class DataConfig(Section):
+    """What preparation may be told; everything left at null is planned from the data."""
+
+    val_fraction: Fraction = 0.2
+    orientation: Orientation = "RAS"
+    spacing: Triple | None = None
+    modality: Literal["mr", "ct"] | None = None
+    window: tuple[float, float] | None = None
+    crop: bool = True
+    patch: Patch | None = None
+
+
+class Plan(Section):
+    """What preparation does, resolved: written to the run and reused by ``predict``."""
+
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    ignore: int | None
+    orientation: str
+    spacing: Triple
+    crop: bool
+    normalization: tuple[Normalization, ...]
+    patch: Patch
+
+
+class NetworkConfig(Section):
+    """The backbone every method builds its branches from."""
+
+    width: PositiveInt = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class AugmentConfig(Section):
+    """Random changes of a training patch; the same for every method.
+
+    ``flip`` lists the axes that may be mirrored (0, 1, 2 of the prepared orientation), ``rotate``
+    allows quarter turns in the plane of axes 0 and 1, ``intensity`` is the largest relative change
+    of contrast and the largest shift and noise in standard deviations.
+    """
+
+    flip: tuple[Literal[0, 1, 2], ...] = (0, 1)
+    rotate: bool = True
+    intensity: Fraction = 0.1
+
+
+class TrainConfig(Section):
+    """The protocol. ``decay_at``: fractions of the run after which the rate is divided by 10."""
+
+    iterations: PositiveInt = 6000
+    labeled_batch: PositiveInt = 2
+    unlabeled_batch: PositiveInt = 2
+    learning_rate: PositiveFloat = 0.01
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_at: tuple[Fraction, ...] = (2500 / 6000, 5000 / 6000)
+    foreground: Fraction = 1 / 3
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    devices: PositiveInt = 1
+    workers: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: PositiveInt = 250
+    validate_every: Annotated[int, Field(ge=0)] = 500
+    augment: AugmentConfig = AugmentConfig()
+
+
+class PredictConfig(Section):
+    """Sliding-window inference. ``overlap`` is the shared fraction of neighbouring windows."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch: PositiveInt = 4
+
+
+class MethodConfig(BaseModel):
+    """A method's name, and the options that its own ``Config`` checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "dca-mt"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Config(Section):
+    """Everything that decides a run. ``plan`` is filled in once the data have been seen."""
+
+    dataset: Path | None = None
+    seed: Annotated[int, Field(ge=0)] = 42
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig = DataConfig()
+    plan: Plan | None = None
+    network: NetworkConfig = NetworkConfig()
+    train: TrainConfig = TrainConfig()
+    method: MethodConfig = MethodConfig()
+    predict: PredictConfig = PredictConfig()
+
+
+AnySection = TypeVar("AnySection", bound=BaseModel)
+
+
+def validated(section: type[AnySection], values: Any, source: str) -> AnySection:
+    """``values`` as a ``section``; InputError names the key, its fault and the known keys."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the configuration"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_fields_beside(section, first["loc"]))
+            raise InputError(f"{source}: unknown key '{key}'; known keys there: {known}") from None
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"{source}: {key} = {first['input']!r}: {message}") from None
+
+
+def _fields_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location[:-1]:
+        field = section.model_fields.get(str(part))
+        kinds = (
+            [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        )
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if inner:
+            section = inner[0]
+    return sorted(section.model_fields)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of plain values; InputError if it is missing, broken or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: is not plain YAML ({reason}); correct the file") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold 'key: value' lines; correct the file")
+    return values
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of a recipe (or the defaults) with ``key=value`` overrides applied.
+
+    Values are YAML: ``train.iterations=2000``, ``data.patch=[32,48,32]``.
+    """
+    values = load_yaml(path) if path else {}
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found or not key:
+            raise InputError(f"--set {override}: write it as key=value, e.g. train.iterations=2000")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {override}: the value is not plain YAML") from None
+        _set(values, key.split("."), value, override)
+    return validated(Config, values, str(path) if path else "configuration")
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {override}: '{key}' is a value, not a section")
+    values[keys[-1]] = value
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every key, resolved, as YAML."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+    write_text(path, text)

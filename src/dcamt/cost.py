@@ -1,0 +1,45 @@
+"""What a method costs: parameters and multiply-accumulates, counted without computing anything."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dcamt.errors import InputError
+from dcamt.methods import METHODS
+from dcamt.networks.vnet import STRIDE, VNet
+
+
+def method_cost(
+    method: str, patch: Sequence[int], channels: int = 1, classes: int = 2, width: int = 16
+) -> dict[str, int]:
+    """``parameters`` of all networks and ``macs`` of predicting one patch of ``patch`` voxels.
+
+    Convolutions, linear layers and attention products count one multiply-accumulate per
+    multiplication, batch norm two per voxel and channel, as the literature's tables do.
+    """
+    if method not in METHODS:
+        raise InputError(f"method '{method}' is unknown; known methods: {', '.join(METHODS)}")
+    if any(size < STRIDE or size % STRIDE for size in patch):
+        raise InputError(f"--patch {list(patch)}: every side must be a multiple of {STRIDE}")
+    with torch.device("meta"):
+        kind = METHODS[method]
+        model = kind(kind.Config(), lambda: VNet(channels, classes, width)).eval()
+        image = torch.empty(1, channels, *patch)
+    normalised = 0
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal normalised
+        normalised += output.numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.register_forward_hook(count)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.predict(image)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "macs": counter.get_total_flops() // 2 + 2 * normalised,
+    }

@@ -1,0 +1,491 @@
+"""Data sets as they lie on disk, and which of their cases are labelled.
+
+Three layouts are read where they are, without conversion:
+
+- Medical Segmentation Decathlon: imagesTr/, labelsTr/, dataset.json (`modality`, number -> name);
+  the channels of a case share one 4D file.
+- nnU-Net raw: imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz, dataset.json (`channel_names`,
+  name -> number, and perhaps `ignore` as the highest number).
+- plain: images/ and labels/ with equal file names; dataset.json may name channels and classes.
+
+A case without a label file is unlabelled. Each layout may hold more unlabelled images in imagesUn/.
+"""
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dcamt.data.volume import Volume, nifti_stem, read_label
+from dcamt.errors import InputError
+
+IGNORE = "ignore"
+CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+OTHER_FORMATS = (
+    *(".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".dcm", ".h5", ".npy", ".npz"),
+    *(".png", ".tif", ".tiff"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's scan: one file per channel (or one 4D file) and, if it is known, the label."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a data set declares, and its cases sorted by name.
+
+    classes: names by label value, the first is background; () while unknown (see find_classes).
+    ignore: label value of voxels that nobody annotated.
+    """
+
+    root: Path
+    name: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    ignore: int | None
+    cases: tuple[Case, ...]
+
+    def case(self, name: str) -> Case:
+        """The case of that name; InputError if there is none."""
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise InputError(f"{self.root}: there is no case named {name!r}; check the name")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names by use. Labels of `unlabeled` and whole cases of `test` stay unseen."""
+
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...] = ()
+
+
+def read_dataset(root: Path) -> Dataset:
+    """Read the data set in a folder; images and labels are not opened.
+
+    Raises InputError for a folder of no known layout, a broken dataset.json, and files that do
+    not fit together.
+    """
+    dataset, problems = scan_dataset(root)
+    if problems:
+        more = f" ({len(problems)} such problems in all)" if problems[1:] else ""
+        raise InputError(problems[0] + more)
+    return dataset
+
+
+def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
+    """Like read_dataset, but returns the usable cases beside all problems with their files.
+
+    Raises InputError only where no data set can be made out at all.
+    """
+    problems: list[str] = []
+    try:
+        images, labels = _layout(root)
+        image_files = _nifti_files(images, problems)
+        more_files = _nifti_files(root / "imagesUn", problems)
+        label_files = _nifti_files(labels, problems)
+        described = (root / "dataset.json").exists()
+    except OSError as error:
+        raise InputError(f"{root}: cannot be read ({error.strerror}); check the folder") from error
+    if not image_files and not more_files and not problems:
+        raise InputError(f"{images}: the folder holds no images; put NIfTI files there")
+
+    empty = Dataset(root, root.resolve().name, (), (), None, ())
+    dataset = _describe(empty, root / "dataset.json") if described else empty
+    by_channel = _is_by_channel([*image_files, *more_files], label_files)
+    grouped = _group(image_files, by_channel, problems)
+    more = _group(more_files, by_channel, problems)
+    channels = dataset.channels
+    if not described:
+        count = 1 + max((max(files) for files in (*grouped.values(), *more.values())), default=0)
+        channels = tuple(f"channel_{i}" for i in range(count)) if by_channel else ("image",)
+
+    cases = []
+    for case in sorted({*grouped, *more}):
+        files = grouped.get(case) or more[case]
+        if case in grouped and case in more:
+            problems.append(
+                f"{root}: case {case} is in both {images.name} and imagesUn; remove one"
+            )
+        expected = range(len(channels)) if by_channel else range(1)
+        if list(files) != list(expected):
+            problems.append(_channel_problem(case, files, channels))
+            continue
+        label = label_files.get(case) if case in grouped else None
+        cases.append(Case(case, tuple(files.values()), label))
+    problems += [
+        f"{path}: the label has no image in {images.name}; add {_image_name(case, by_channel)} or "
+        "remove the label"
+        for case, path in label_files.items()
+        if case not in grouped
+    ]
+    return replace(dataset, channels=channels, cases=tuple(cases)), problems
+
+
+def find_scans(path: Path, channels: int) -> list[Case]:
+    """The scans to segment at ``path``: one file, a folder of files, or a whole data set.
+
+    With ``channels`` above 1 a scan is one 4D file or CASE_0000.nii.gz, CASE_0001.nii.gz, ...;
+    with 1 the ending _0000 is optional. Labels are left out. Raises InputError if there are none.
+    """
+    if path.is_file():
+        stem = nifti_stem(path.name)
+        if stem is None:
+            raise InputError(f"{path}: unsupported file ending; convert it to .nii.gz")
+        return [Case(stem.removesuffix("_0000") if channels == 1 else stem, (path,), None)]
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder; give a scan or a folder of scans")
+    if (path / "imagesTr").is_dir() or (path / "images").is_dir():
+        return [replace(case, label=None) for case in read_dataset(path).cases]
+    problems: list[str] = []
+    files = _nifti_files(path, problems)
+    numbered = all(CHANNEL_NUMBER.fullmatch(stem) for stem in files)
+    for case, found in _group(files, numbered, problems).items():
+        if numbered and list(found) != list(range(channels)):
+            problems.append(
+                f"{path}: case {case} has {len(found)} channel file(s), but the run was trained on "
+                f"{channels}; add {case}_0000.nii.gz and so on"
+            )
+    if problems:
+        raise InputError(problems[0])
+    if not files:
+        raise InputError(f"{path}: the folder holds no .nii.gz files; put the scans there")
+    grouped = _group(files, numbered, problems)
+    return [Case(case, tuple(found.values()), None) for case, found in grouped.items()]
+
+
+def check_label_values(label: Volume, classes: int, ignore: int | None, path: Path) -> None:
+    """Raise InputError for label values outside 0 ... classes - 1 and the ignore value."""
+    unknown = [v for v in np.unique(label.array).tolist() if v >= classes and v != ignore]
+    if unknown:
+        raise InputError(
+            f"{path}: the label holds {', '.join(map(str, unknown[:10]))}, but the data set "
+            f"declares 0 to {classes - 1}{'' if ignore is None else f' and {ignore} (ignore)'}; "
+            "remap the label or declare the class in dataset.json"
+        )
+
+
+def find_classes(dataset: Dataset) -> Dataset:
+    """Fill in classes that dataset.json does not declare, from the values of the labels.
+
+    Opens only labels that the data set still has: call hide_labels first. Raises InputError if
+    the values are not 0, 1, 2, ...
+    """
+    if dataset.classes:
+        return dataset
+    values: set[int] = set()
+    for case in dataset.cases:
+        if case.label is not None:
+            values.update(np.unique(read_label(case.label).array).tolist())
+    return replace(dataset, classes=classes_from_values(values, dataset.root))
+
+
+def classes_from_values(values: Iterable[int], root: Path) -> tuple[str, ...]:
+    """Class names for the label values found in a data set without dataset.json.
+
+    Raises InputError if they are not 0, 1, 2, ... with at least one foreground class.
+    """
+    found = sorted(values)
+    if len(found) < 2 or found != list(range(len(found))):
+        raise InputError(
+            f"{root}: the labels hold the values {found}, but must hold 0 (background), 1, 2, ... "
+            "without gaps; remap them, or declare the classes in a dataset.json"
+        )
+    return ("background", *(f"class_{value}" for value in found[1:]))
+
+
+def choose_split(
+    dataset: Dataset,
+    splits_file: Path | None,
+    labeled: int | Literal["all"] | None,
+    seed: int,
+    val_fraction: float,
+) -> Split:
+    """Decide which cases train with their label, without it, or validate.
+
+    With a splits file its lists are used; `labeled` = N then keeps the label of the first N of
+    its labelled and unlabelled cases that have one, and "all" every label there is. Without it, a share `val_fraction` of the
+    labelled cases validates (at least one of five or more), and N of the others, drawn by
+    `seed`, are labelled: more labels extend the same draw, and validation stays the same.
+    Raises InputError for unusable files and counts.
+    """
+    if isinstance(labeled, int) and labeled < 1:
+        raise InputError(f"labelled cases asked for: {labeled}; ask for at least 1")
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"the share of validation cases is {val_fraction}; give 0 <= share < 1")
+    if splits_file is None:
+        count = None if labeled == "all" else labeled
+        split = _draw_split(dataset, count, seed, val_fraction)
+    else:
+        split = _keep_first(dataset, _read_splits(dataset, splits_file), labeled)
+    if not split.labeled:
+        raise InputError(
+            f"{splits_file or dataset.root}: no labelled case is left to train on; add label files "
+            "or take fewer cases for validation"
+        )
+    return split
+
+
+def hide_labels(dataset: Dataset, split: Split) -> Dataset:
+    """The data set as training may see it.
+
+    Cases of `unlabeled` lose their label's path; cases of `test`, and those that the split does
+    not mention, are dropped.
+    """
+    keep = {*split.labeled, *split.val}
+    seen = {*keep, *split.unlabeled}
+    cases = (
+        case if case.name in keep else replace(case, label=None)
+        for case in dataset.cases
+        if case.name in seen
+    )
+    return replace(dataset, cases=tuple(cases))
+
+
+def _layout(root: Path) -> tuple[Path, Path]:
+    """Folders of images and labels."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder that holds the data set")
+    if (root / "imagesTr").is_dir():
+        if not (root / "dataset.json").exists():
+            raise InputError(
+                f"{root}: dataset.json is missing beside imagesTr; add one that names channels and "
+                "classes, or rename the folders to images and labels"
+            )
+        return root / "imagesTr", root / "labelsTr"
+    if (root / "images").is_dir():
+        return root / "images", root / "labels"
+    raise InputError(
+        f"{root}: not a data set of a known layout; expected imagesTr/ and labelsTr/ with a "
+        "dataset.json of the Medical Segmentation Decathlon, the same of nnU-Net raw "
+        "(CASE_0000.nii.gz), or images/ and labels/"
+    )
+
+
+def _nifti_files(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """NIfTI files by stem, sorted; hidden files and sidecars are passed over."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith("."):
+            continue
+        stem = nifti_stem(path.name)
+        if stem is None:
+            if path.suffix.lower() in OTHER_FORMATS:
+                problems.append(f"{path}: unsupported file ending; convert it to .nii.gz")
+        elif not _is_plain_name(stem):
+            problems.append(f"{path}: the name has characters no case may have; rename the file")
+        elif stem in files:
+            problems.append(f"{path}: {files[stem].name} has the same case name; remove one")
+        else:
+            files[stem] = path
+    return files
+
+
+def _is_by_channel(images: Sequence[str], labels: Iterable[str]) -> bool:
+    """Whether image names end in a channel number (CASE_0000) rather than in a case's own digits.
+
+    The labels' names, which never carry a channel number, settle which it is.
+    """
+    numbered = {m[0]: m["case"] for m in map(CHANNEL_NUMBER.fullmatch, images) if m}
+    labels = set(labels)
+    if labels & numbered.keys():
+        return False
+    return bool(numbered) and (len(numbered) == len(images) or bool(labels & {*numbered.values()}))
+
+
+def _group(
+    files: dict[str, Path], by_channel: bool, problems: list[str]
+) -> dict[str, dict[int, Path]]:
+    """Image files by case and channel number."""
+    cases: dict[str, dict[int, Path]] = {}
+    for stem, path in files.items():
+        match = CHANNEL_NUMBER.fullmatch(stem)
+        if not by_channel:
+            cases[stem] = {0: path}
+        elif match:
+            cases.setdefault(match["case"], {})[int(match["channel"])] = path
+        else:
+            problems.append(
+                f"{path}: the name lacks a channel number that other images have; rename it to "
+                f"{_image_name(stem, by_channel)}"
+            )
+    return cases
+
+
+def _image_name(case: str, by_channel: bool) -> str:
+    return f"{case}_0000.nii.gz" if by_channel else f"{case}.nii.gz"
+
+
+def _channel_problem(case: str, files: dict[int, Path], channels: Sequence[str]) -> str:
+    folder = next(iter(files.values())).parent
+    missing = [f"{i:04d} ({name})" for i, name in enumerate(channels) if i not in files]
+    if missing:
+        return (
+            f"{folder}: case {case} lacks the channels {', '.join(missing)}; add files such as "
+            f"{case}_{missing[0][:4]}.nii.gz"
+        )
+    return (
+        f"{folder}: case {case} has {len(files)} channels, but the data set has {len(channels)} "
+        f"({', '.join(channels)}); correct channel_names in dataset.json or remove files"
+    )
+
+
+def _describe(dataset: Dataset, path: Path) -> Dataset:
+    """The data set with what its dataset.json of either kind says."""
+    content = _read_json(path)
+    name = content.get("name", dataset.name)
+    if not isinstance(name, str) or not _is_plain_name(name):
+        raise InputError(f"{path}: 'name' is {name!r}, but must be plain text without slashes")
+    ending = content.get("file_ending", ".nii.gz")
+    if not isinstance(ending, str) or nifti_stem(f"x{ending}") is None:
+        raise InputError(f"{path}: 'file_ending' is {ending!r}; convert the images to .nii.gz")
+    key = "channel_names" if "channel_names" in content else "modality"
+    channels = _by_number(path, key, content.get(key))
+    classes = _by_number(path, "labels", content.get("labels"))
+    ignore = classes.index(IGNORE) if IGNORE in classes else None
+    if ignore is not None:
+        if ignore != len(classes) - 1:
+            raise InputError(
+                f"{path}: 'ignore' has the value {ignore}, but must have the highest of all "
+                "labels; renumber the labels"
+            )
+        classes = classes[:-1]
+    if classes[0].lower() != "background" or len(classes) < 2:
+        raise InputError(
+            f"{path}: 'labels' must name 0 as background and at least one class; correct it"
+        )
+    classes = ("background", *classes[1:])
+    return replace(dataset, name=name, channels=channels, classes=classes, ignore=ignore)
+
+
+def _by_number(path: Path, key: str, entries: Any) -> tuple[str, ...]:
+    """Names in order of their numbers, from {"0": name} or {name: 0}."""
+    wrong = InputError(
+        f"{path}: {key!r} is missing or malformed; write it as "
+        + ('{"background": 0, "NAME": 1, ...}' if key == "labels" else '{"0": "NAME", ...}')
+        + ", one whole number per name, without gaps"
+    )
+    if not isinstance(entries, dict) or not entries:
+        raise wrong
+    if all(isinstance(value, str) for value in entries.values()):
+        pairs = [(number, name) for number, name in entries.items()]
+    else:
+        pairs = [(str(number), name) for name, number in entries.items()]
+    names = {int(number): name for number, name in pairs if number.isdecimal()}
+    if sorted(names) != list(range(len(pairs))) or len({*names.values()}) != len(pairs):
+        raise wrong
+    return tuple(names[i] for i in range(len(names)))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"not valid JSON: {error}"
+        raise InputError(f"{path}: cannot be read ({reason}); correct the file") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object {{...}}, not a list or a single value")
+    return content
+
+
+def _read_splits(dataset: Dataset, path: Path) -> Split:
+    """The lists of a splits file, checked against the data set."""
+    content = _read_json(path)
+    allowed = [field.name for field in fields(Split)]
+    wrong = [key for key in content if key not in allowed]
+    wrong += [key for key in ("labeled", "unlabeled", "val") if key not in content]
+    if wrong:
+        raise InputError(
+            f"{path}: {', '.join(map(repr, wrong))} is unknown or missing; a splits file has the "
+            "lists labeled, unlabeled, val and, if wanted, test"
+        )
+    lists = {}
+    for key, names in content.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: {key!r} must be a list of case names; correct it")
+        lists[key] = tuple(nifti_stem(name) or name for name in names)
+    _check_splits(dataset, path, lists)
+    return Split(**lists)
+
+
+def _check_splits(dataset: Dataset, path: Path, lists: dict[str, tuple[str, ...]]) -> None:
+    has_label = {case.name: case.label is not None for case in dataset.cases}
+    names = [name for key in lists for name in lists[key]]
+    unknown = [name for name in names if name not in has_label]
+    if unknown:
+        raise InputError(
+            f"{path}: {_some(unknown)} not in {dataset.root}; correct the names, which are file "
+            "names without channel number and ending"
+        )
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(f"{path}: {_some(repeated)} listed more than once; list each case once")
+    for key in ("labeled", "val", "test"):
+        bare = [name for name in lists.get(key, ()) if not has_label[name]]
+        if bare:
+            raise InputError(
+                f"{path}: {_some(bare)} in {key!r} without a label file; add the labels or move "
+                "the cases to 'unlabeled'"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def _keep_first(dataset: Dataset, split: Split, labeled: int | Literal["all"] | None) -> Split:
+    """Label the first `labeled` of the training cases in the order of the splits file."""
+    if labeled is None:
+        return split
+    has_label = {case.name for case in dataset.cases if case.label is not None}
+    training = split.labeled + split.unlabeled
+    chosen = [name for name in training if name in has_label]
+    if labeled != "all":
+        _check_count(labeled, len(chosen))
+        chosen = chosen[:labeled]
+    rest = tuple(name for name in training if name not in chosen)
+    return replace(split, labeled=tuple(chosen), unlabeled=rest)
+
+
+def _draw_split(dataset: Dataset, labeled: int | None, seed: int, val_fraction: float) -> Split:
+    names = [case.name for case in dataset.cases if case.label is not None]
+    val_count = 0
+    if len(names) >= 5 and val_fraction > 0:
+        val_count = max(1, round(val_fraction * len(names)))
+    random.Random(seed).shuffle(names)
+    val, training = names[:val_count], names[val_count:]
+    if labeled is not None:
+        _check_count(labeled, len(training))
+        training = training[:labeled]
+    rest = {case.name for case in dataset.cases} - {*val, *training}
+    return Split(tuple(sorted(training)), tuple(sorted(rest)), tuple(sorted(val)))
+
+
+def _check_count(wanted: int, available: int) -> None:
+    if wanted > available:
+        raise InputError(
+            f"labelled cases asked for: {wanted}, with a label and not used otherwise: "
+            f"{available}; ask for fewer"
+        )
+
+
+def _is_plain_name(name: str) -> bool:
+    """Whether a name can become part of an output path."""
+    return bool(name) and name.isprintable() and not (set(name) & set("/\\")) and name[0] != "."

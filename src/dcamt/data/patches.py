@@ -1,0 +1,158 @@
+"""Training patches: drawn, cut, augmented and put into two-stream batches.
+
+Iteration t draws from a generator seeded with (seed, t) alone, so any batch can be made again
+without the ones before it: that is what makes a resumed run equal an uninterrupted one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from dcamt.config import AugmentConfig, Patch, TrainConfig
+from dcamt.data.prepare import Prepared
+from dcamt.losses.overlap import IGNORE
+from dcamt.methods.method import Batch
+
+_FOREGROUND_VOXELS = 1000
+"""Foreground positions kept per case for the patches that must show some."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a patch lies and how it is turned: enough to cut it again.
+
+    ``start`` may be negative: the part of the patch outside the volume is padding.
+    """
+
+    start: tuple[int, int, int]
+    size: tuple[int, int, int]  # before turning
+    turns: int  # quarter turns in the plane of axes 0 and 1
+    flips: tuple[int, ...]
+
+
+def draw_location(
+    rng: Generator,
+    shape: tuple[int, ...],
+    patch: Patch,
+    augment: AugmentConfig,
+    centre: NDArray[np.int64] | None = None,
+) -> Location:
+    """A random patch of a volume of ``shape`` voxels, one that holds ``centre`` if given."""
+    turns = int(rng.integers(4)) if augment.rotate else 0
+    size = (patch[1], patch[0], patch[2]) if turns % 2 else patch
+    flips = tuple(axis for axis in augment.flip if rng.random() < 0.5)
+    start = []
+    for axis, (n, s) in enumerate(zip(shape, size, strict=True)):
+        # A volume smaller than the patch is centred in it; a larger one holds it wholly.
+        low, high = (0, n - s) if n >= s else (-((s - n) // 2),) * 2
+        if centre is not None and n >= s:
+            low, high = max(low, int(centre[axis]) - s + 1), min(high, int(centre[axis]))
+        start.append(int(rng.integers(low, high + 1)))
+    return Location((start[0], start[1], start[2]), size, turns, flips)
+
+
+def cut(array: NDArray[np.generic], at: Location, fill: float) -> NDArray[np.generic]:
+    """The patch of ``array`` ``(..., X, Y, Z)`` at ``at``, turned; ``fill`` outside the volume."""
+    result = np.full((*array.shape[:-3], *at.size), fill, dtype=array.dtype)
+    source: tuple[Any, ...] = (...,)
+    target: tuple[Any, ...] = (...,)
+    for n, start, size in zip(array.shape[-3:], at.start, at.size, strict=True):
+        low, high = max(start, 0), min(start + size, n)
+        source += (slice(low, high),)
+        target += (slice(low - start, high - start),)
+    result[target] = array[source]
+    result = np.rot90(result, at.turns, axes=(-3, -2))
+    for axis in at.flips:
+        result = np.flip(result, axis - 3)
+    return result
+
+
+def change_intensity(
+    rng: Generator, image: NDArray[np.float32], strength: float
+) -> NDArray[np.float32]:
+    """Mild contrast, brightness and noise changes of ``(C, X, Y, Z)``, in standard deviations."""
+    if strength == 0:
+        return image
+    channels = (len(image), 1, 1, 1)
+    contrast = rng.uniform(1 - strength, 1 + strength, channels).astype(np.float32)
+    shift = rng.uniform(-strength, strength, channels).astype(np.float32)
+    noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, strength))
+    return image * contrast + shift + noise
+
+
+class Batches(torch.utils.data.Dataset[Batch]):
+    """Iteration number to Batch: labelled patches, then unlabelled ones.
+
+    Each stream goes through its cases in a fresh random order, epoch by epoch.
+    """
+
+    def __init__(
+        self,
+        labeled: Sequence[Prepared],
+        unlabeled: Sequence[Prepared],
+        patch: Patch,
+        train: TrainConfig,
+        seed: int,
+    ):
+        self.labeled = labeled
+        # With every case labelled, the unlabelled stream shows the same images without labels.
+        self.unlabeled = unlabeled or labeled
+        self.patch, self.train, self.seed = patch, train, seed
+        self._foreground: dict[str, NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        return self.train.iterations
+
+    def __getitem__(self, iteration: int) -> Batch:
+        rng = np.random.default_rng([self.seed, 0, iteration])
+        labeled = self._pick(self.labeled, self.train.labeled_batch, iteration, stream=1)
+        unlabeled = self._pick(self.unlabeled, self.train.unlabeled_batch, iteration, stream=2)
+        images_l, labels, images_u, insides = [], [], [], []
+        for case in labeled:
+            centre = self._centre(rng, case)
+            at = draw_location(rng, case.label.shape, self.patch, self.train.augment, centre)
+            images_l.append(self._image(rng, case, at))
+            labels.append(cut(case.label, at, IGNORE).astype(np.int64))
+        for case in unlabeled:
+            shape = case.image.shape[1:]
+            at = draw_location(rng, shape, self.patch, self.train.augment)
+            images_u.append(self._image(rng, case, at))
+            insides.append(cut(np.broadcast_to(np.True_, shape), at, False))
+        return Batch(
+            torch.from_numpy(np.stack(images_l)),
+            torch.from_numpy(np.stack(labels)),
+            torch.from_numpy(np.stack(images_u)),
+            torch.from_numpy(np.stack(insides)),
+            tuple(case.name for case in (*labeled, *unlabeled)),
+        )
+
+    def _image(self, rng: Generator, case: Prepared, at: Location) -> NDArray[np.float32]:
+        image = case.image
+        patch = cut(image, at, 0.0).astype(np.float32)
+        return change_intensity(rng, patch, self.train.augment.intensity)
+
+    def _centre(self, rng: Generator, case: Prepared) -> NDArray[np.int64] | None:
+        """A voxel that the patch must hold, for the share of patches that must show foreground."""
+        if rng.random() >= self.train.foreground:
+            return None
+        if case.name not in self._foreground:
+            found = np.argwhere(case.label > 0)
+            keep = np.random.default_rng(self.seed).permutation(len(found))[:_FOREGROUND_VOXELS]
+            self._foreground[case.name] = found[keep]
+        voxels = self._foreground[case.name]
+        return voxels[rng.integers(len(voxels))] if len(voxels) else None
+
+    def _pick(
+        self, cases: Sequence[Prepared], count: int, iteration: int, stream: int
+    ) -> list[Prepared]:
+        picked = []
+        for draw in range(iteration * count, (iteration + 1) * count):
+            epoch, position = divmod(draw, len(cases))
+            order = np.random.default_rng([self.seed, stream, epoch]).permutation(len(cases))
+            picked.append(cases[order[position]])
+        return picked

@@ -1,0 +1,145 @@
+"""From a scan's own voxels to the network's, and back.
+
+Reorient, crop to the content, resample, normalise; the way back is carried by a Placement. Arrays
+are ``(C, X, Y, Z)``, spacings in mm.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nibabel import orientations
+from numpy.typing import NDArray
+
+from dcamt.config import Normalization, Plan
+from dcamt.data.volume import Volume
+from dcamt.losses.overlap import IGNORE
+
+Shape = tuple[int, int, int]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a prepared array lies in its scan: what ``restore`` needs."""
+
+    shape: Shape  # of the scan, its own axis order
+    affine: NDArray[np.float64]  # (4, 4), scan voxel to RAS+ mm
+    axes: NDArray[np.float64]  # (3, 2), nibabel orientation change, scan to prepared
+    box: tuple[slice, slice, slice]  # content, in reoriented voxels
+    cropped: Shape  # voxels of the box
+
+
+def place(image: Volume, orientation: str, crop: bool) -> tuple[Array, Placement]:
+    """Reorient ``image`` and crop it to its content; returns ``(C, X, Y, Z)`` and where it lay.
+
+    Content is the box of all voxels that differ from zero in any channel; a scan of nothing but
+    zeros is kept whole.
+    """
+    wanted = orientations.axcodes2ornt(tuple(orientation))
+    axes = orientations.ornt_transform(orientations.io_orientation(image.affine), wanted)
+    array = _reorient(image.array, axes)
+    box = (slice(None), slice(None), slice(None))
+    if crop:
+        content = (array != 0).any(0)
+        if content.any():
+            box = tuple(_extent(content, axis) for axis in range(3))  # type: ignore[assignment]
+    array = array[:, *box]
+    cropped = (array.shape[1], array.shape[2], array.shape[3])
+    return array, Placement(image.shape, image.affine, axes, box, cropped)
+
+
+def spacing_along(image: Volume, placement: Placement) -> tuple[float, float, float]:
+    """Voxel size in mm along the prepared axes."""
+    spacing = [0.0, 0.0, 0.0]
+    for axis, target in enumerate(placement.axes[:, 0].astype(int)):
+        spacing[target] = image.spacing[axis]
+    return spacing[0], spacing[1], spacing[2]
+
+
+def to_network(image: Volume, plan: Plan) -> tuple[NDArray[np.float32], Placement]:
+    """A scan as the network sees it, ``(C, x, y, z)`` float32 at ``plan.spacing``."""
+    array, placement = place(image, plan.orientation, plan.crop)
+    shape = _resampled_shape(placement.cropped, spacing_along(image, placement), plan)
+    resampled = _resample(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), shape)
+    pairs = zip(resampled.numpy(), plan.normalization, strict=True)
+    return np.stack([normalize(channel, how) for channel, how in pairs]), placement
+
+
+def label_to_network(label: Volume, placement: Placement, plan: Plan) -> NDArray[np.int8]:
+    """A label on the voxels of the prepared image, ``(x, y, z)`` int8, ignored voxels as IGNORE."""
+    array = _reorient(label.array[None], placement.axes)[0][placement.box].astype(np.int16)
+    if plan.ignore is not None:
+        array[array == plan.ignore] = IGNORE
+    shape = _resampled_shape(placement.cropped, spacing_along(label, placement), plan)
+    if shape == array.shape:
+        return array.astype(np.int8)
+    values = np.unique(array)
+    best = torch.full(shape, -1.0)
+    result = torch.zeros(shape, dtype=torch.int8)
+    for value in values:
+        share = _resample(torch.from_numpy((array == value).astype(np.float32))[None], shape)[0]
+        result[share > best] = int(value)
+        best = torch.maximum(best, share)
+    return result.numpy()
+
+
+def restore(values: torch.Tensor, placement: Placement) -> NDArray[np.float32]:
+    """Prepared values ``(N, x, y, z)`` on the scan's own voxels, ``(N, X, Y, Z)`` float32.
+
+    Voxels outside the crop get 0.
+    """
+    inner = _resample(values.float(), placement.cropped).numpy()
+    full = np.zeros((len(inner), *_reoriented(placement)), np.float32)
+    full[:, *placement.box] = inner
+    return _reorient(full, _inverse(placement.axes))
+
+
+def normalize(channel: Array, how: Normalization) -> NDArray[np.float32]:
+    """Apply one channel's Normalization; a constant image becomes zeros."""
+    values = channel.astype(np.float32)
+    if how.scheme == "window":
+        values = np.clip(values, how.low, how.high)
+        return ((values - np.float32(how.mean)) / np.float32(how.std)).astype(np.float32)
+    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    return ((values - mean) / max(std, 1e-8)).astype(np.float32)
+
+
+def _extent(content: NDArray[np.bool_], axis: int) -> slice:
+    others = tuple(a for a in range(3) if a != axis)
+    where = np.flatnonzero(content.any(others))
+    return slice(int(where[0]), int(where[-1]) + 1)
+
+
+def _reorient(array: Array, axes: NDArray[np.float64]) -> Array:
+    """Permute and flip the last three axes of ``(N, X, Y, Z)``."""
+    moved: Array = orientations.apply_orientation(np.moveaxis(array, 0, -1), axes)
+    return np.moveaxis(moved, -1, 0)
+
+
+def _inverse(axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    inverse = np.empty_like(axes)
+    for axis, (target, flip) in enumerate(axes):
+        inverse[int(target)] = axis, flip
+    return inverse
+
+
+def _reoriented(placement: Placement) -> Shape:
+    shape = [0, 0, 0]
+    for axis, target in enumerate(placement.axes[:, 0].astype(int)):
+        shape[target] = placement.shape[axis]
+    return shape[0], shape[1], shape[2]
+
+
+def _resampled_shape(shape: Shape, spacing: tuple[float, float, float], plan: Plan) -> Shape:
+    sizes = [max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, plan.spacing, strict=True)]
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _resample(values: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Trilinear, ``(N, x, y, z)`` to ``(N, *shape)``; both grids cover the same extent."""
+    if values.shape[1:] == shape:
+        return values
+    return F.interpolate(values[None], size=shape, mode="trilinear", align_corners=False)[0]

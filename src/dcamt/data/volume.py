@@ -1,0 +1,268 @@
+"""Volumes on disk: NIfTI files in, NIfTI files out.
+
+Arrays keep nibabel's axis order (X, Y, Z); an affine maps voxel indices to RAS+ world mm.
+"""
+
+import contextlib
+import itertools
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
+from nibabel.spatialimages import HeaderDataError
+
+from dcamt.errors import InputError
+from dcamt.files import atomic
+
+ENDINGS = (".nii.gz", ".nii")
+GRID_TOLERANCE = 0.05
+"""Voxels by which two grids may differ at any corner and still count as the same.
+
+Headers that store 0.7031 for 0.703125 mm differ by 0.02 voxels at the far corner of 512 slices;
+a label drawn on another grid differs by far more.
+"""
+WHOLE_TOLERANCE = 1e-3
+"""Distance from a whole number that a label may have: labels stored scaled come back as 0.99999."""
+LARGEST_LABEL = int(np.iinfo(np.int16).max)
+DEFLATE_LIMIT = 1032
+"""Bytes that one byte of a gzip file can expand to, at most."""
+DAMAGE = (EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
+"""What nibabel raises for damaged files, besides OSError."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume and its place in the scanner.
+
+    array: image (C, X, Y, Z) float32, or label (X, Y, Z) int16.
+    affine: (4, 4) float64, voxel index -> RAS+ mm.
+    """
+
+    array: Array
+    affine: Array
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along X, Y, Z."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return x, y, z
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along X, Y, Z."""
+        x, y, z = self.array.shape[-3:]
+        return x, y, z
+
+
+def nifti_stem(name: str) -> str | None:
+    """File name without .nii or .nii.gz; None where it has neither."""
+    for ending in ENDINGS:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return None
+
+
+def read_image(paths: Sequence[Path]) -> Volume:
+    """Read an image: one file per channel, or one file that is 3D or 4D (channels last).
+
+    Returns (C, X, Y, Z) float32. Raises InputError for files that cannot be read, are not
+    volumes, hold NaN or infinite values, or do not share one grid.
+    """
+    volumes = []
+    for path in paths:
+        array, affine = _read(path, np.float32)
+        if array.ndim > 4 or (array.ndim == 4 and len(paths) > 1):
+            expected = (
+                "3D: one file per channel" if len(paths) > 1 else "3D, or 4D: X, Y, Z, channel"
+            )
+            raise InputError(
+                f"{path}: the image is {array.ndim}D with shape {array.shape}, but must be "
+                f"{expected}; export the channels again"
+            )
+        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+        if bad:
+            raise InputError(
+                f"{path}: NaN or infinite intensities (as float32) in {bad} of {array.size} "
+                "voxels; replace them (for instance by the background's value)"
+            )
+        channels = array[np.newaxis] if array.ndim == 3 else np.moveaxis(array, -1, 0)
+        volumes.append(Volume(channels, affine))
+    first = volumes[0]
+    for path, volume in zip(paths[1:], volumes[1:], strict=True):
+        _check_grids(first, volume, paths[0], path, "channel")
+    return Volume(np.ascontiguousarray(np.concatenate([v.array for v in volumes])), first.affine)
+
+
+def read_label(path: Path) -> Volume:
+    """Read a label: whole numbers from 0 to 32767.
+
+    Returns (X, Y, Z) int16. Raises InputError for a file that cannot be read, is not 3D, or
+    holds negative or fractional values.
+    """
+    array, affine = _read(path, None)
+    if array.ndim > 3:
+        raise InputError(
+            f"{path}: the label is {array.ndim}D with shape {array.shape}, but must be 3D with one "
+            "class number per voxel; merge one-hot or repeated volumes into one"
+        )
+    whole = array
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            bad = int(np.count_nonzero(~(np.abs(array - whole) <= WHOLE_TOLERANCE)))
+        if bad:
+            raise InputError(
+                f"{path}: label values that are not whole numbers in {bad} of {array.size} voxels; "
+                "export it as integers and resample labels with nearest neighbour only"
+            )
+    lowest, highest = whole.min(), whole.max()
+    if lowest < 0 or highest > LARGEST_LABEL:
+        raise InputError(
+            f"{path}: label values run from {lowest:.0f} to {highest:.0f}, but must lie between 0 "
+            f"and {LARGEST_LABEL}; remap them to 0, 1, 2, ..."
+        )
+    return Volume(np.ascontiguousarray(whole, dtype=np.int16), affine)
+
+
+def write_volume(path: Path, array: Array, affine: Array) -> None:
+    """Write a volume (X, Y, Z) as NIfTI, in millimetres, atomically.
+
+    Integers and booleans take the smallest integer type that holds them, other numbers float32.
+    sform and qform get the same affine and code 1 (scanner), so that nibabel, ITK and viewers
+    agree; a qform cannot hold shear, so a sheared affine keeps it in the sform alone.
+    Missing parent folders are made. Raises InputError if the file cannot be written.
+    """
+    _check_ending(path)
+    if array.ndim != 3:
+        raise ValueError(f"a volume has three axes, not shape {array.shape}")
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+    if array.dtype.kind in "biu":
+        dtype = np.result_type(*(np.min_scalar_type(int(v)) for v in (array.min(), array.max())))
+    image = nib.Nifti1Image(array.astype(dtype), affine, dtype=dtype)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with atomic(path) as temporary:
+        nib.save(image, temporary)
+
+
+def check_same_grid(image: Volume, label: Volume, image_path: Path, label_path: Path) -> None:
+    """Raise InputError unless image and label have one shape and one place in space.
+
+    Places are compared at the eight corners; see GRID_TOLERANCE.
+    """
+    _check_grids(image, label, image_path, label_path, "label")
+
+
+def check_channels(image: Volume, channels: Sequence[str], path: Path) -> None:
+    """Raise InputError unless the image has as many channels as the data set names."""
+    if len(image.array) != len(channels):
+        raise InputError(
+            f"{path}: the number of channels is {len(image.array)}, but the data set names "
+            f"{len(channels)} ({', '.join(channels)}); correct dataset.json or the image"
+        )
+
+
+def _check_grids(
+    first: Volume, second: Volume, first_path: Path, second_path: Path, what: str
+) -> None:
+    advice = f"resample the {what} onto the image's grid, or take the file that belongs to it"
+    if first.shape != second.shape:
+        raise InputError(
+            f"{second_path}: the {what} has {_size(second.shape)} voxels, but {first_path} has "
+            f"{_size(first.shape)}; {advice}"
+        )
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in first.shape), (1,)))).T
+    apart = (second.affine - first.affine) @ corners  # mm
+    voxels = np.linalg.solve(first.affine[:3, :3], apart[:3])
+    if np.abs(voxels).max() > GRID_TOLERANCE:
+        distance = np.linalg.norm(apart[:3], axis=0).max()
+        raise InputError(
+            f"{second_path}: the {what} lies up to {distance:.3g} mm "
+            f"({np.abs(voxels).max():.3g} voxels) from {first_path}; {advice}"
+        )
+
+
+def _read(path: Path, dtype: Any) -> tuple[Array, Array]:
+    """The file's values with the header's scale and offset applied, and its affine.
+
+    At least 3D; axes of length 1 after the third are dropped. dtype None keeps the file's own.
+    """
+    _check_ending(path)
+    with _reading(path):
+        size = path.stat().st_size
+        image = nib.load(path, mmap=False)
+        shape = image.shape
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: holds colours or complex numbers; export it as one grey channel")
+    if len(shape) < 3 or min(shape) < 1:
+        raise InputError(
+            f"{path}: a volume needs three axes, but this has shape {shape}; stack the slices first"
+        )
+    claimed = image.header.get_data_offset() + math.prod(shape) * image.get_data_dtype().itemsize
+    if claimed > size * (DEFLATE_LIMIT if path.name.lower().endswith(".gz") else 1):
+        raise InputError(
+            f"{path}: the header promises {claimed} bytes, but the file has {size}; it is "
+            "truncated, so copy or export it again"
+        )
+    affine = _affine(image, path)
+    with _reading(path), np.errstate(over="ignore", invalid="ignore"):
+        array: Array = np.asarray(image.dataobj, dtype=dtype)
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return array, affine
+
+
+def _affine(image: Any, path: Path) -> Array:
+    """The header's affine, refused if it gives voxels no size or no volume."""
+    affine: Array = np.asarray(image.affine, dtype=np.float64)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if image.header["sform_code"] == 0:
+        # nibabel replaces a spacing of 0 by 1 mm on loading: look at the header as it is stored
+        with _reading(path), ImageOpener(path) as file:
+            stored = type(image.header).from_fileobj(file, check=False)
+        spacing = np.abs(stored["pixdim"][1:4])
+    if not np.isfinite(affine).all() or not (spacing > 0).all():
+        broken = True
+    else:
+        broken = abs(np.linalg.det(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))) < 1e-6
+    if broken:
+        raise InputError(
+            f"{path}: the header gives no usable geometry (a voxel spacing of 0, or axes that "
+            "coincide); convert the volume again from its source"
+        )
+    return affine
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what nibabel and the system raise for a file into one InputError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: does not fit into memory; crop or resample it") from error
+    except (OSError, *DAMAGE) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged or not NIfTI"
+        raise InputError(
+            f"{path}: cannot be read ({reason}); check it, or export it again as .nii.gz"
+        ) from error
+
+
+def _check_ending(path: Path) -> None:
+    if nifti_stem(path.name) is None:
+        raise InputError(f"{path}: unsupported file ending; use NIfTI (.nii.gz or .nii)")
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,150 @@
+"""What a run leaves to read: ``log.csv``, TensorBoard events and a progress line."""
+
+import csv
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from dcamt.errors import InputError
+from dcamt.files import write_text
+
+_FLUSH_EVERY = 10
+
+
+@dataclass
+class _Entry:
+    iteration: int
+    seconds: float
+    learning_rate: float
+    terms: dict[str, Tensor]
+    cases: tuple[str, ...]
+    val_dice: float | None = None
+
+
+class TrainingLog:
+    """Collects loss terms on the device and writes them every few iterations.
+
+    Fetching a number from a GPU stalls it, so terms stay tensors until ``flush``. There a term
+    that is not finite stops the run: InputError names the iteration, the term and the cases.
+    """
+
+    def __init__(self, run: Path, iterations: int, start: int = 0, quiet: bool = False):
+        self.path = run / "log.csv"
+        self.iterations, self.start = iterations, start
+        self.waiting: list[_Entry] = []
+        self.begin = time.monotonic()
+        self.earlier_seconds = _keep_rows(self.path, start)
+        self.events = SummaryWriter(str(run / "tensorboard"), purge_step=start)
+        console = Console(stderr=True, quiet=quiet)
+        self.plain = None if quiet or console.is_terminal else console
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.completed}/{task.total}  {task.fields[rate]}  left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=iterations, completed=start, rate="", loss="")
+
+    def __enter__(self) -> "TrainingLog":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+        self.events.close()
+
+    def add(
+        self, iteration: int, rate: float, terms: dict[str, Tensor], cases: tuple[str, ...]
+    ) -> None:
+        """Note the terms of one iteration (counted from 1)."""
+        if len(self.waiting) >= _FLUSH_EVERY:
+            self.flush()
+        seconds = self.earlier_seconds + time.monotonic() - self.begin
+        detached = {name: value.detach() for name, value in terms.items()}
+        self.waiting.append(_Entry(iteration, seconds, rate, detached, cases))
+
+    def validation(self, dice: float) -> None:
+        """Note the validation Dice (fraction) after the iteration added last."""
+        self.waiting[-1].val_dice = dice
+        if self.plain:
+            iteration = self.waiting[-1].iteration
+            self.plain.print(f"iteration {iteration}: validation Dice {100 * dice:.2f} %")
+
+    def flush(self) -> None:
+        """Write what waits; InputError if a term is not finite."""
+        if not self.waiting:
+            return
+        entries, self.waiting = self.waiting, []
+        terms = list(entries[0].terms)
+        header = ["iteration", "seconds", "learning_rate", *terms, "val_dice"]
+        fresh = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            if fresh:
+                table.writerow(header)
+            for entry in entries:
+                values = dict(zip(terms, _numbers(entry), strict=True))
+                dice = "" if entry.val_dice is None else f"{entry.val_dice:.6f}"
+                numbers = [f"{v:.6g}" for v in (entry.learning_rate, *values.values())]
+                table.writerow([entry.iteration, f"{entry.seconds:.2f}", *numbers, dice])
+                for name, value in values.items():
+                    self.events.add_scalar(f"loss/{name}", value, entry.iteration)
+                if entry.val_dice is not None:
+                    self.events.add_scalar("validation/dice", entry.val_dice, entry.iteration)
+        self._show(entries[-1].iteration, values)
+
+    def _show(self, iteration: int, values: dict[str, float]) -> None:
+        seconds = time.monotonic() - self.begin
+        rate = (iteration - self.start) / max(seconds, 1e-9)
+        loss = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        self.bar.update(self.task, completed=iteration, rate=f"{rate:.2f} it/s", loss=loss)
+        step = max(1, self.iterations // 20)
+        if self.plain and iteration % step < _FLUSH_EVERY:
+            left = (self.iterations - iteration) / max(rate, 1e-9) / 60
+            self.plain.print(
+                f"iteration {iteration}/{self.iterations}  {rate:.2f} it/s  "
+                f"{left:.1f} min left  {loss}",
+                soft_wrap=True,
+            )
+
+
+def _numbers(entry: _Entry) -> list[float]:
+    values: list[float] = torch.stack([v.float() for v in entry.terms.values()]).tolist()
+    for name, value in zip(entry.terms, values, strict=True):
+        if not math.isfinite(value):
+            raise InputError(
+                f"iteration {entry.iteration}: the loss '{name}' is {value} on cases "
+                f"{', '.join(entry.cases)}; the last checkpoint is kept: check these scans, lower "
+                "train.learning_rate or train with train.precision=32-true"
+            )
+    return values
+
+
+def _keep_rows(path: Path, iteration: int) -> float:
+    """Drop the rows after ``iteration``, which will be made again; returns the seconds so far."""
+    if not path.exists():
+        return 0.0
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = lines[: 1 + iteration]
+    if iteration == 0:
+        path.unlink()
+        return 0.0
+    write_text(path, "\n".join(kept) + "\n")
+    return float(kept[-1].split(",")[1])

@@ -1,0 +1,161 @@
+"""The training loop, the same for every method."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader
+
+from dcamt.config import TrainConfig
+from dcamt.data.patches import Batches
+from dcamt.engine import checkpoint
+from dcamt.engine.log import TrainingLog
+from dcamt.methods.method import Method, Progress
+from dcamt.networks.vnet import channels_last
+
+
+class Interrupted(Exception):
+    """Training stopped on a signal after saving; the command line leaves with ``exit_code``."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}; continue with --resume")
+        self.exit_code = 128 + number
+
+
+@dataclass
+class Update:
+    """Back-propagate and step; the only place that knows how gradients cross processes."""
+
+    fabric: Fabric
+    optimizers: dict[str, Optimizer]
+
+    def __call__(self, loss: Tensor, *parts: str) -> None:
+        optimizers = [self.optimizers[part] for part in parts or self.optimizers]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        if self.fabric.world_size > 1:
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    for parameter in group["params"]:
+                        if parameter.grad is not None:
+                            mean = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
+                            parameter.grad.copy_(mean)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
+    """``auto`` is a GPU in bfloat16 where there is one, else the CPU in float32."""
+    accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(device, device)
+    if precision == "auto":
+        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    strategy = "ddp" if devices > 1 else "auto"
+    chosen: Any = precision
+    return Fabric(accelerator=accelerator, devices=devices, precision=chosen, strategy=strategy)
+
+
+def learning_rate(train: TrainConfig, iteration: int) -> float:
+    """Step decay: divided by 10 at each fraction of ``decay_at``; ``iteration`` counts from 0."""
+    passed = sum(iteration >= round(at * train.iterations) for at in train.decay_at)
+    return float(train.learning_rate * 0.1**passed)
+
+
+def train(
+    method: Method,
+    batches: Batches,
+    settings: TrainConfig,
+    run: Path,
+    fabric: Fabric,
+    validate: Callable[[Method], float] | None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train ``method`` and leave ``last.safetensors``, ``best.safetensors`` and ``log.csv``.
+
+    ``validate`` maps the method to a mean Dice on the validation cases; no other case takes part
+    in choosing ``best``. Raises InputError for a loss that is not finite, Interrupted on SIGINT or
+    SIGTERM once the iteration is finished and saved.
+    """
+    channels_last(method.to(fabric.device))
+    optimizers: dict[str, Optimizer] = {
+        name: SGD(
+            parameters,
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        for name, parameters in method.parts().items()
+    }
+    state: dict[str, Any] = {"iteration": 0, "best": None}
+    if resume and (run / "last.safetensors").exists():
+        state = checkpoint.load(run / "last.safetensors", method, optimizers)
+    start = state["iteration"]
+    update = Update(fabric, optimizers)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, settings.iterations),
+        num_workers=settings.workers,
+        pin_memory=fabric.device.type == "cuda",
+        persistent_workers=False,
+    )
+    with TrainingLog(run, settings.iterations, start, quiet) as log, _signals() as stop:
+        for iteration, batch in zip(range(start, settings.iterations), loader, strict=True):
+            # Every iteration draws from its own seed, so no random state needs saving.
+            torch.manual_seed(batches.seed * 1_000_003 + iteration)
+            rate = learning_rate(settings, iteration)
+            for optimizer in optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            method.train()
+            with fabric.autocast():
+                terms = method.step(
+                    batch.to(fabric.device), Progress(iteration, settings.iterations), update
+                )
+            done = state["iteration"] = iteration + 1
+            log.add(done, rate, terms, batch.cases)
+            final = done == settings.iterations
+            if (
+                validate
+                and settings.validate_every
+                and (final or done % settings.validate_every == 0)
+            ):
+                dice = validate(method)
+                log.validation(dice)
+                if state["best"] is None or dice > state["best"]:
+                    state["best"] = dice
+                    checkpoint.save(run / "best.safetensors", method, {}, state)
+            if final or done % settings.checkpoint_every == 0 or stop:
+                log.flush()
+                checkpoint.save(run / "last.safetensors", method, optimizers, state)
+            if stop and not final:
+                raise Interrupted(stop[0])
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM are added to instead of ending the process at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    try:
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: a notebook or a test; signals stay as they are
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

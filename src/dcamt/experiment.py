@@ -1,0 +1,216 @@
+"""``dcamt train``: from a data set and a configuration to a finished run folder."""
+
+import json
+import platform
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from dcamt.config import Config, MethodConfig, load_config, save_config, validated
+from dcamt.data.dataset import Split, choose_split, find_classes, hide_labels, read_dataset
+from dcamt.data.patches import Batches
+from dcamt.data.plan import fingerprint, make_plan
+from dcamt.data.prepare import Prepared, prepare
+from dcamt.engine import checkpoint
+from dcamt.engine.train import make_fabric, train
+from dcamt.errors import InputError
+from dcamt.evaluation.evaluate import evaluate, write_json
+from dcamt.files import write_text
+from dcamt.inference.predict import predict_case
+from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.losses.overlap import IGNORE
+from dcamt.methods import METHODS
+from dcamt.methods.method import Method
+from dcamt.networks.vnet import VNet
+from dcamt.report.report import write_report
+
+_VERSIONS = ("dcamt", "torch", "monai", "lightning-fabric", "numpy", "scipy", "nibabel")
+
+
+def train_run(
+    dataset: Path | None,
+    out: Path,
+    config: Config,
+    splits: Path | None = None,
+    labeled: int | Literal["all"] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Plan, prepare, train, segment the validation cases and write the report; returns ``out``.
+
+    With ``resume`` a half-finished run goes on with its own configuration; otherwise a folder that
+    holds anything is refused. ``labeled`` keeps so many labels, ``"all"`` every one there is.
+    Raises InputError for anything the user can mend.
+    """
+    if resume and (out / "config.yaml").exists():
+        config, split = _read_run(out)
+    elif dataset is None:
+        raise InputError("no data set is named; give its folder")
+    else:
+        config, split = _begin(dataset, out, config, splits, labeled)
+    assert config.plan is not None and config.dataset is not None
+    visible = hide_labels(read_dataset(config.dataset), split)
+    ready = {case.name: case for case in prepare(visible.cases, config.plan)}
+    method = build_method(config)
+    fabric = make_fabric(config.device, config.train.precision, config.train.devices)
+    fabric.launch()
+    batches = Batches(
+        [ready[name] for name in split.labeled],
+        [ready[name] for name in split.unlabeled],
+        config.plan.patch,
+        config.train,
+        config.seed,
+    )
+    held_out = [ready[name] for name in split.val]
+
+    def validate(trained: Method) -> float:
+        with fabric.autocast():
+            return mean_dice(trained, held_out, config)
+
+    train(
+        method,
+        batches,
+        config.train,
+        out,
+        fabric,
+        validate if held_out else None,
+        resume=resume,
+        quiet=quiet,
+    )
+    if held_out:
+        folder = out / "validation"
+        for name in split.val:
+            predict_case(method, config, visible.case(name).images, folder / f"{name}.nii.gz")
+        write_json(evaluate(folder, config.dataset), out / "validation.json")
+    write_report(out)
+    return out
+
+
+def build_method(config: Config) -> Method:
+    """The configured method with weights drawn from the run's seed; InputError if unknown."""
+    assert config.plan is not None
+    if config.method.name not in METHODS:
+        known = ", ".join(sorted(METHODS))
+        raise InputError(f"method '{config.method.name}' is unknown; known methods: {known}")
+    kind = METHODS[config.method.name]
+    options = validated(kind.Config, config.method.options, f"method {config.method.name}")
+    network = partial(
+        VNet,
+        len(config.plan.channels),
+        len(config.plan.classes),
+        config.network.width,
+        config.network.dropout,
+    )
+    torch.manual_seed(config.seed)
+    return kind(options, network)
+
+
+def mean_dice(method: Method, cases: list[Prepared], config: Config) -> float:
+    """Mean over cases and classes of Dice (fraction) on the prepared grid."""
+    assert config.plan is not None
+    scores = []
+    for case in cases:
+        image = torch.from_numpy(np.array(case.image))
+        classes = len(config.plan.classes)
+        found = branch_probabilities(method, image, config.plan.patch, classes, config.predict)
+        guess, label = found.mean(0).argmax(0).numpy(), case.label
+        for k in range(1, classes):
+            a, b = (guess == k) & (label != IGNORE), label == k
+            if a.any() or b.any():
+                scores.append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def load_run(run: Path, weights: str = "last") -> tuple[Config, Method]:
+    """A trained run: its configuration and its method with ``last`` or ``best`` weights."""
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run}: is not a run folder (no config.yaml); give one of `dcamt train`")
+    config = load_config(run / "config.yaml")
+    if config.plan is None:
+        raise InputError(f"{run}/config.yaml: has no plan; give a run that `dcamt train` wrote")
+    method = build_method(config)
+    checkpoint.load(run / f"{weights}.safetensors", method)
+    return config, method
+
+
+def _begin(
+    dataset: Path,
+    out: Path,
+    config: Config,
+    splits: Path | None,
+    labeled: int | Literal["all"] | None,
+) -> tuple[Config, Split]:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"{out}: exists already; choose another --out, or continue it with --resume"
+        )
+    found = read_dataset(dataset)
+    split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
+    visible = find_classes(hide_labels(found, split))
+    training = [visible.case(name) for name in (*split.labeled, *split.unlabeled)]
+    _check_enough(split, config)
+    plan = make_plan(visible, fingerprint(visible, training, config.data), config.data)
+    config = config.model_copy(update={"dataset": dataset.resolve(), "plan": plan})
+    options = build_method(config).config.model_dump(mode="json")
+    method = MethodConfig.model_validate({"name": config.method.name, **options})
+    config = config.model_copy(update={"method": method})
+    ready = prepare(visible.cases, plan)
+    _check_classes([case for case in ready if case.name in split.labeled], plan.classes)
+    out.mkdir(parents=True, exist_ok=True)
+    names = {"labeled": split.labeled, "unlabeled": split.unlabeled}
+    names |= {"val": split.val, "test": split.test}
+    write_text(out / "split.json", json.dumps(names, indent=1))
+    write_text(out / "versions.json", json.dumps(_versions(config), indent=1))
+    save_config(config, out / "config.yaml")
+    return config, split
+
+
+def _read_run(run: Path) -> tuple[Config, Split]:
+    config = load_config(run / "config.yaml")
+    try:
+        values = json.loads((run / "split.json").read_text(encoding="utf-8"))
+        return config, Split(**{key: tuple(names) for key, names in values.items()})
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{run}/split.json: is missing or broken; start a new run") from None
+
+
+def _check_enough(split: Split, config: Config) -> None:
+    for have, want, key in (
+        (len(split.labeled), config.train.labeled_batch, "labeled"),
+        (len(split.unlabeled or split.labeled), config.train.unlabeled_batch, "unlabeled"),
+    ):
+        if have < want:
+            raise InputError(
+                f"{have} {key} case(s) for train.{key}_batch = {want}; add cases or set "
+                f"train.{key}_batch={have}"
+            )
+
+
+def _check_classes(cases: list[Prepared], classes: tuple[str, ...]) -> None:
+    """InputError if a class is in no labelled training case: nothing could learn it."""
+    present: set[int] = set()
+    for case in cases:
+        present.update(np.unique(case.label).tolist())
+    absent = [name for k, name in enumerate(classes) if k > 0 and k not in present]
+    if absent:
+        raise InputError(
+            f"no labelled training case shows the class(es) {', '.join(absent)}; label one that "
+            "does, or take the class out of dataset.json"
+        )
+
+
+def _versions(config: Config) -> dict[str, str]:
+    versions = {name: version(name) for name in _VERSIONS}
+    fabric = make_fabric(config.device, config.train.precision)
+    device = "CPU" if fabric.device.type == "cpu" else torch.cuda.get_device_name()
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": f"{device}, {torch.get_num_threads()} threads",
+        "precision": str(fabric._precision.precision),
+    }

@@ -1,0 +1,103 @@
+"""Segment scans of any size and geometry with a trained run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dcamt.config import Config
+from dcamt.data.space import Placement, restore, to_network
+from dcamt.data.volume import check_channels, read_image, write_volume
+from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.methods.method import Method
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What ``predict`` writes or does beyond the segmentation."""
+
+    probabilities: bool = False
+    uncertainty: bool = False
+    largest_component: bool = False
+
+
+def predict_case(
+    method: Method,
+    config: Config,
+    images: Sequence[Path],
+    output: Path,
+    extras: Extras = Extras(),
+) -> None:
+    """Segment one scan and write it to ``output`` (.nii.gz) in the scan's own geometry.
+
+    The segmentation is uint8 with the scan's size and affine. ``extras`` adds, beside it,
+    CASE_probability_CLASS.nii.gz (0 to 1), CASE_entropy.nii.gz (0 certain to 1) and
+    CASE_disagreement.nii.gz (total variation between two branches, 0 to 1), all float32. Raises
+    InputError if the scan cannot be read or has other channels than the run was trained on.
+    """
+    plan = config.plan
+    assert plan is not None
+    image = read_image(images)
+    check_channels(image, plan.channels, images[0])
+    array, placement = to_network(image, plan)
+    branches = branch_probabilities(
+        method, torch.from_numpy(array), plan.patch, len(plan.classes), config.predict
+    )
+    probabilities = branches.mean(0)
+    restored = _restore_probabilities(probabilities, placement)
+    segmentation = restored.argmax(0).astype(np.uint8)
+    if extras.largest_component:
+        segmentation = keep_largest(segmentation)
+    stem = output.name.removesuffix(".gz").removesuffix(".nii")
+    if extras.probabilities:
+        for k, name in enumerate(plan.classes):
+            path = output.with_name(f"{stem}_probability_{_file_part(name)}.nii.gz")
+            write_volume(path, restored[k], image.affine)
+    if extras.uncertainty:
+        maps = {"entropy": entropy(probabilities), "disagreement": disagreement(branches)}
+        for name, values in maps.items():
+            path = output.with_name(f"{stem}_{name}.nii.gz")
+            write_volume(path, restore(values[None], placement)[0], image.affine)
+    # The segmentation comes last: where it exists, the case is done.
+    write_volume(output, segmentation, image.affine)
+
+
+def entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """``-sum_k p ln p / ln K`` of ``(K, x, y, z)``: 0 certain, 1 all classes equal."""
+    logs = probabilities.clamp(min=1e-12).log()
+    return -(probabilities * logs).sum(0) / float(np.log(len(probabilities)))
+
+
+def disagreement(branches: torch.Tensor) -> torch.Tensor:
+    """Largest total variation between a branch and the mean, ``(N, K, x, y, z)`` to [0, 1].
+
+    ``0.5 sum_k |p_k - q_k|`` of two branches is twice their distance from the mean.
+    """
+    distance = 0.5 * (branches - branches.mean(0)).abs().sum(1)
+    return (2 * distance.amax(0)).clamp(max=1)
+
+
+def keep_largest(segmentation: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Only the largest connected component of every class stays; corners and edges connect."""
+    result = np.zeros_like(segmentation)
+    for k in np.unique(segmentation[segmentation > 0]):
+        pieces, _ = ndimage.label(segmentation == k, structure=np.ones((3, 3, 3)))
+        result[pieces == np.bincount(pieces.ravel())[1:].argmax() + 1] = k
+    return result
+
+
+def _restore_probabilities(
+    probabilities: torch.Tensor, placement: Placement
+) -> NDArray[np.float32]:
+    restored = restore(probabilities, placement)
+    # Outside the crop, where the scan is empty, everything is background.
+    restored[0][restored.sum(0) == 0] = 1.0
+    return restored
+
+
+def _file_part(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)

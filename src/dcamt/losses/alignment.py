@@ -1,0 +1,50 @@
+"""Alignment of two branches' features. Items: ``(N, D)`` float32, one row per item.
+
+An item is a pooled sample or a bottleneck voxel ("token"); classes: ``(N,)`` int64.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """``|x_i - y_j|^2``, ``(N, M)``."""
+    products = x @ y.T
+    return (x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * products).clamp(min=0)
+
+
+def mmd(teacher: Tensor, student: Tensor, bandwidths: Sequence[float] = (1.0,)) -> Tensor:
+    """Squared maximum mean discrepancy with an RBF kernel (DCA-MT eqs. 1-3).
+
+    ``k(x, y) = exp(-|x - y|^2 / (2 s^2))`` and ``MMD^2 = mean k(T, T) + mean k(S, S) - 2 mean
+    k(T, S)``. s is the median distance over both sets (no gradient) times each of ``bandwidths``,
+    over which the result is averaged.
+    """
+    both = torch.cat([teacher, student])
+    distances = squared_distances(both, both)
+    n = len(teacher)
+    off_diagonal = ~torch.eye(len(both), dtype=torch.bool, device=both.device)
+    median = distances.detach()[off_diagonal].median().clamp(min=1e-12)
+    total = distances.new_zeros(())
+    for factor in bandwidths:
+        kernel = torch.exp(-distances / (2 * factor**2 * median))
+        total = total + kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+    return total / len(bandwidths)
+
+
+def intra_inter(teacher: Tensor, student: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Pull same-class and push different-class pairs across branches (DCA-MT eqs. 4-5).
+
+    Returns ``L_intra = mean |t_i - s_j|^2`` over pairs of equal class, and ``L_inter = -mean
+    |t_i - s_j|^2`` over pairs of different class. Features are scaled to unit length first, which
+    bounds a distance by 4: on raw features the push has no lower bound. A set without pairs
+    gives 0.
+    """
+    unit = torch.nn.functional.normalize
+    distances = squared_distances(unit(teacher, dim=1), unit(student, dim=1))
+    same = (classes[:, None] == classes[None]).float()
+    intra = (distances * same).sum() / same.sum().clamp(min=1)
+    inter = (distances * (1 - same)).sum() / (1 - same).sum().clamp(min=1)
+    return intra, -inter

@@ -1,0 +1,33 @@
+"""Losses between two predictions.
+
+Shapes: logits and probabilities ``(B, K, X, Y, Z)``, inside ``(B, X, Y, Z)``. ``inside`` marks
+real voxels; padding never counts.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_mean(value: Tensor, inside: Tensor) -> Tensor:
+    """Mean of ``value`` where ``inside`` holds; 0 if it holds nowhere."""
+    return (value * inside).sum() / inside.sum().clamp(min=1)
+
+
+def softmax_mse(logits: Tensor, target: Tensor, inside: Tensor) -> Tensor:
+    """Mean squared error between ``softmax(logits)`` and probabilities ``target``.
+
+    Tarvainen and Valpola, "Mean teachers", NeurIPS 2017; mean over classes and voxels.
+    """
+    error = (logits.float().softmax(1) - target).square().mean(1)
+    return masked_mean(error, inside)
+
+
+def distillation(learner: Tensor, source: Tensor, inside: Tensor, temperature: float) -> Tensor:
+    """``tau^2 KL(softmax(source / tau) || softmax(learner / tau))``, mean over voxels.
+
+    DCA-MT eqs. 7-9. ``source`` teaches and receives no gradient; ``temperature`` is tau.
+    """
+    target = (source.detach().float() / temperature).log_softmax(1)
+    output = (learner.float() / temperature).log_softmax(1)
+    divergence = F.kl_div(output, target, log_target=True, reduction="none").sum(1)
+    return temperature**2 * masked_mean(divergence, inside)

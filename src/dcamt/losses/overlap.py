@@ -1,0 +1,35 @@
+"""Supervised losses. Shapes: logits ``(B, K, X, Y, Z)``, label ``(B, X, Y, Z)`` int64."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -1
+"""Label of a voxel that no loss and no metric counts: padding, or not annotated."""
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean over the voxels whose label is not IGNORE; 0 if there are none."""
+    total = F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="sum")
+    return total / (label != IGNORE).sum().clamp(min=1)
+
+
+def soft_dice(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
+    """1 - Dice with squared terms in the denominator, mean over the foreground classes.
+
+    Milletari et al., "V-Net", 3DV 2016, eq. 3, with sums over the whole batch. Voxels labelled
+    IGNORE do not count.
+    """
+    inside = (label != IGNORE).unsqueeze(1)
+    p = logits.float().softmax(1) * inside
+    y = torch.zeros_like(p).scatter_(1, label.clamp(min=0).unsqueeze(1), 1.0) * inside
+    over = (0, 2, 3, 4)
+    overlap = (p * y).sum(over)
+    size = (p * p).sum(over) + y.sum(over)
+    dice = (2 * overlap + smooth) / (size + smooth)
+    return 1 - dice[1:].mean()
+
+
+def dice_ce(logits: Tensor, label: Tensor) -> Tensor:
+    """The protocol's supervised loss: 0.5 (cross-entropy + soft Dice)."""
+    return 0.5 * (cross_entropy(logits, label) + soft_dice(logits, label))

@@ -1,0 +1,173 @@
+"""DCA-MT: two V-Nets that exchange features by cross-attention and distil into each other.
+
+"Dual cross-attentive mutual teaching for semi-supervised 3D medical segmentation", PLOS ONE 2026,
+doi 10.1371/journal.pone.0352358. One iteration, on labelled patches l and unlabelled patches u:
+
+    f_T, f_S = encoders(l + u)                                   bottleneck features
+    f_T, f_S = cross-attention(f_T, f_S)                         sections 3.2 and 3.4
+    L_feat   = a MMD(f_T, f_S) + b L_intra + g L_inter           eqs. 1-6
+    L_mutual = l1 tau^2 KL(p_T || p_S) + l2 tau^2 KL(p_S || p_T) eqs. 7-10
+    L        = L_sup(T) + L_sup(S) + ramp (L_feat + L_mutual)
+
+Where the paper is silent or contradicts itself, both readings are options of ``Config``, and the
+default is the one that measured better (docs/results.md).
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from dcamt.config import Fraction, Section
+from dcamt.losses.alignment import intra_inter, mmd
+from dcamt.losses.consistency import distillation
+from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
+from dcamt.networks.attention import CrossAttention
+from dcamt.networks.vnet import STRIDE, VNet
+
+_COMPONENTS = {
+    "base": frozenset[str](),
+    "loss": frozenset({"alignment"}),
+    "cross-attention": frozenset({"attention"}),
+    "mutual": frozenset({"distillation"}),
+    "all": frozenset({"alignment", "attention", "distillation"}),
+}
+
+
+class DCAMT(Method):
+    """Teacher and student; ``predict`` averages their probabilities."""
+
+    class Config(Section):
+        """Options; the paper's symbols in brackets.
+
+        ``components``: the rows of the ablation (Tables 1-2). ``units``: what L_feat compares,
+        pooled samples or bottleneck voxels. ``teacher``: moved by its ``gradient``, by the ``ema``
+        of the student, or by ``both``, gradient first. The decay is ``ema_early`` until
+        ``ema_switch`` of the run and ``ema_late`` after. ``ramp``: fraction of the run over which
+        the unlabelled terms reach full weight.
+        """
+
+        components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
+        heads: PositiveInt = 4
+        head_size: PositiveInt = 32
+        shared_attention: bool = False
+        units: Literal["tokens", "samples"] = "tokens"
+        bandwidths: tuple[PositiveFloat, ...] = (1.0,)
+        mmd_weight: float = 1.0  # a
+        intra_weight: float = 0.5  # b
+        inter_weight: float = 0.1  # g
+        to_student: float = 1.0  # l1
+        to_teacher: float = 0.3  # l2
+        temperature: PositiveFloat = 1.0  # tau
+        ramp: Fraction = 0.4
+        teacher: Literal["gradient", "ema", "both"] = "gradient"
+        ema_early: Fraction = 0.99
+        ema_late: Fraction = 0.999
+        ema_switch: Fraction = 0.5
+        noise: float = 0.0
+
+    config: Config
+
+    def __init__(self, config: Config, network: Callable[[], VNet]):
+        super().__init__(config, network)
+        self.uses = _COMPONENTS[config.components]
+        self.student = network()
+        if config.teacher == "ema":
+            self.teacher = frozen_copy(self.student, network)
+        else:
+            self.teacher = network()
+        self.exchange = None
+        if "attention" in self.uses:
+            self.exchange = CrossAttention(
+                self.student.features, config.heads, config.head_size, config.shared_attention
+            )
+
+    def forward(self, image_t: Tensor, image_s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of teacher and student ``(B, K, X, Y, Z)`` and their exchanged features."""
+        features_t, skips_t = self.teacher.encode(image_t)
+        features_s, skips_s = self.student.encode(image_s)
+        if self.exchange is not None:
+            features_t, features_s = self.exchange(features_t, features_s)
+        logits_t = self.teacher.decode(features_t, skips_t)
+        logits_s = self.student.decode(features_s, skips_s)
+        return logits_t, logits_s, features_t, features_s
+
+    def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
+        c, labeled = self.config, len(batch.image_l)
+        image = torch.cat([batch.image_l, batch.image_u])
+        logits_t, logits_s, features_t, features_s = self(self._noisy(image), self._noisy(image))
+        terms = {
+            "supervised_teacher": dice_ce(logits_t[:labeled], batch.label_l),
+            "supervised_student": dice_ce(logits_s[:labeled], batch.label_l),
+        }
+        loss = terms["supervised_teacher"] + terms["supervised_student"]
+        ramp = at.ramp(c.ramp)
+        if "alignment" in self.uses:
+            classes = self._classes(logits_t, batch)
+            t, s, classes = items(features_t, features_s, classes, self.student.classes, c.units)
+            terms["mmd"] = mmd(t, s, c.bandwidths)
+            terms["intra"], terms["inter"] = intra_inter(t, s, classes)
+            loss = loss + ramp * (
+                c.mmd_weight * terms["mmd"]
+                + c.intra_weight * terms["intra"]
+                + c.inter_weight * terms["inter"]
+            )
+        if "distillation" in self.uses:
+            u_t, u_s = logits_t[labeled:], logits_s[labeled:]
+            terms["to_student"] = distillation(u_s, u_t, batch.inside_u, c.temperature)
+            terms["to_teacher"] = distillation(u_t, u_s, batch.inside_u, c.temperature)
+            loss = loss + ramp * (
+                c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]
+            )
+        update(loss)
+        if c.teacher != "gradient":
+            late = at.iteration >= c.ema_switch * at.iterations
+            ema_(self.teacher, self.student, c.ema_late if late else c.ema_early)
+        return terms
+
+    def branches(self, image: Tensor) -> Tensor:
+        logits_t, logits_s, _, _ = self(image, image)
+        return torch.stack([logits_t.float().softmax(1), logits_s.float().softmax(1)])
+
+    def _noisy(self, image: Tensor) -> Tensor:
+        if not self.config.noise:
+            return image
+        return image + (self.config.noise * torch.randn_like(image)).clamp(-0.2, 0.2)
+
+    @torch.no_grad()
+    def _classes(self, logits_t: Tensor, batch: Batch) -> Tensor:
+        """Class of every voxel: the label, or the teacher's prediction where there is none."""
+        guess = logits_t[len(batch.image_l) :].argmax(1)
+        guess = guess.masked_fill(~batch.inside_u, IGNORE)
+        return torch.cat([batch.label_l, guess])
+
+
+def items(
+    teacher: Tensor, student: Tensor, classes: Tensor, count: int, units: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Feature rows ``(N, D)`` of both branches and their classes ``(N,)``.
+
+    ``teacher``, ``student``: ``(B, D, x, y, z)``; ``classes``: ``(B, X, Y, Z)``, values below
+    ``count`` or IGNORE.
+    ``tokens``: one item per bottleneck voxel, class by majority of the voxels below it; those with
+    nothing but IGNORE below are left out. ``samples``: one item per patch, features pooled, class
+    the most frequent foreground class present, else background (the paper's reading).
+    """
+    one_hot = F.one_hot(classes.clamp(min=0), count).float()
+    one_hot = (one_hot * (classes != IGNORE).unsqueeze(-1)).movedim(-1, 1)
+    if units == "samples":
+        votes = one_hot.sum((2, 3, 4))
+        foreground = votes[:, 1:]
+        label = torch.where(foreground.sum(1) > 0, foreground.argmax(1) + 1, 0)
+        return teacher.float().mean((2, 3, 4)), student.float().mean((2, 3, 4)), label
+    votes = F.avg_pool3d(one_hot, STRIDE).movedim(1, -1).flatten(0, 3)
+    seen = votes.sum(1) > 0
+
+    def rows(features: Tensor) -> Tensor:
+        return features.float().movedim(1, -1).flatten(0, 3)[seen]
+
+    return rows(teacher), rows(student), votes.argmax(1)[seen]

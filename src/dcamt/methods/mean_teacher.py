@@ -1,0 +1,50 @@
+"""Mean Teacher: the student must agree with a moving average of itself on unlabelled scans.
+
+Tarvainen and Valpola, NeurIPS 2017, as Yu et al. (UA-MT, MICCAI 2019) use it for volumes. The
+teacher sees the patch plus noise, std 0.1 clipped to +-0.2; the mean squared error between the
+softmax outputs is weighted 0.1 with a sigmoid ramp over the whole run. The evaluated network is
+the student.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dcamt.config import Fraction, Section
+from dcamt.losses.consistency import softmax_mse
+from dcamt.losses.overlap import dice_ce
+from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
+from dcamt.networks.vnet import VNet
+
+
+class MeanTeacher(Method):
+    """One student trained by gradients, one teacher that follows it."""
+
+    class Config(Section):
+        weight: float = 0.1
+        ramp: Fraction = 1.0
+        decay: Fraction = 0.99
+
+    config: Config
+
+    def __init__(self, config: Config, network: Callable[[], VNet]):
+        super().__init__(config, network)
+        self.student = network()
+        self.teacher = frozen_copy(self.student, network)
+
+    def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
+        labeled = len(batch.image_l)
+        logits = self.student(torch.cat([batch.image_l, batch.image_u]))
+        supervised = dice_ce(logits[:labeled], batch.label_l)
+        with torch.no_grad():
+            noise = (0.1 * torch.randn_like(batch.image_u)).clamp(-0.2, 0.2)
+            target = self.teacher(batch.image_u + noise).float().softmax(1)
+        consistency = softmax_mse(logits[labeled:], target, batch.inside_u)
+        update(supervised + self.config.weight * at.ramp(self.config.ramp) * consistency)
+        # The true average at the start, a moving one later.
+        ema_(self.teacher, self.student, min(1 - 1 / (at.iteration + 1), self.config.decay))
+        return {"supervised": supervised, "consistency": consistency}
+
+    def branches(self, image: Tensor) -> Tensor:
+        return self.student(image).float().softmax(1).unsqueeze(0)

@@ -1,0 +1,29 @@
+"""V-Net trained on the labelled cases alone: the bar every semi-supervised method must clear.
+
+Milletari et al., 3DV 2016, in the form of dcamt.networks.vnet. With all labels it is the ceiling.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from dcamt.config import Section
+from dcamt.losses.overlap import dice_ce
+from dcamt.methods.method import Batch, Method, Progress, Update
+from dcamt.networks.vnet import VNet
+
+
+class Supervised(Method):
+    """0.5 (cross-entropy + Dice) on the labelled half; the unlabelled half is not looked at."""
+
+    def __init__(self, config: Section, network: Callable[[], VNet]):
+        super().__init__(config, network)
+        self.network = network()
+
+    def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
+        loss = dice_ce(self.network(batch.image_l), batch.label_l)
+        update(loss)
+        return {"supervised": loss}
+
+    def branches(self, image: Tensor) -> Tensor:
+        return self.network(image).float().softmax(1).unsqueeze(0)

@@ -1,0 +1,84 @@
+"""V-Net in the form the semi-supervised literature uses.
+
+Milletari et al., "V-Net", 3DV 2016, as simplified by Yu et al. (UA-MT, MICCAI 2019): 3x3x3
+convolutions with batch norm and ReLU, no residual inside a block, skip connections added.
+
+Shapes: B batch, C channels of the image, K classes, (X, Y, Z) voxels, each a multiple of 16.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+STRIDE = 16
+"""Voxels of the input along each axis that one bottleneck voxel stands for."""
+
+_ENCODER_CONVOLUTIONS = (1, 2, 3, 3, 3)
+_DECODER_CONVOLUTIONS = (3, 3, 2, 1)
+
+
+def _unit(convolution: nn.Module, channels: int) -> nn.Sequential:
+    return nn.Sequential(convolution, nn.BatchNorm3d(channels), nn.ReLU(inplace=True))
+
+
+def _block(channels_in: int, channels: int, convolutions: int) -> nn.Sequential:
+    sizes = [channels_in] + [channels] * convolutions
+    return nn.Sequential(*(_unit(nn.Conv3d(i, o, 3, padding=1), o) for i, o in pairwise(sizes)))
+
+
+class VNet(nn.Module):
+    """The backbone of every method.
+
+    ``width`` is the number of channels at full resolution; it doubles at each of the four
+    downsamplings. With 1 channel, 2 classes and width 16 it has 9,448,866 parameters. ``dropout``
+    acts on the bottleneck and on the last decoder features.
+    """
+
+    def __init__(self, channels: int = 1, classes: int = 2, width: int = 16, dropout: float = 0.0):
+        super().__init__()
+        widths = [width * 2**level for level in range(5)]
+        self.classes = classes
+        self.features = widths[-1]
+        self.encoder = nn.ModuleList(
+            _block(channels if level == 0 else w, w, n)
+            for level, (w, n) in enumerate(zip(widths, _ENCODER_CONVOLUTIONS, strict=True))
+        )
+        self.down = nn.ModuleList(
+            _unit(nn.Conv3d(i, o, 2, stride=2), o) for i, o in pairwise(widths)
+        )
+        self.up = nn.ModuleList(
+            _unit(nn.ConvTranspose3d(i, o, 2, stride=2), o) for i, o in pairwise(reversed(widths))
+        )
+        self.decoder = nn.ModuleList(
+            _block(w, w, n) for w, n in zip(widths[-2::-1], _DECODER_CONVOLUTIONS, strict=True)
+        )
+        self.dropout = nn.Dropout3d(dropout)
+        self.head = nn.Conv3d(width, classes, 1)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``(B, C, X, Y, Z)`` to bottleneck ``(B, 16 width, X/16, Y/16, Z/16)`` and four skips."""
+        skips = []
+        x = self.encoder[0](image)
+        for down, block in zip(self.down, self.encoder[1:], strict=True):
+            skips.append(x)
+            x = block(down(x))
+        return x, skips
+
+    def decode(self, features: Tensor, skips: list[Tensor]) -> Tensor:
+        """Bottleneck and skips to logits ``(B, K, X, Y, Z)``."""
+        x = self.dropout(features)
+        for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            x = block(up(x) + skip)
+        return self.head(self.dropout(x))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, C, X, Y, Z)`` to logits ``(B, K, X, Y, Z)``."""
+        return self.decode(*self.encode(image))
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lay 5D weights out channels-last, in place: what the fast convolution kernels want."""
+    for parameter in module.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)

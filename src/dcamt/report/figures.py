@@ -1,0 +1,320 @@
+"""Figures of a run's report: training curves and overlays of reference and prediction.
+
+Everything goes through `Figure` objects of its own, so that nothing here depends on, or changes,
+the global state of pyplot. Colours are from the colour-blind-safe palette of Okabe and Ito.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+INK = "#20262e"
+MUTED = "#6b7480"
+LINE = "#0072b2"
+REFERENCE = "#56b4e9"
+PREDICTION = "#ff9f1c"
+TINTS = ("#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2", "#56b4e9", "#e69f00", "#ffffff")
+
+# Plane: voxel axis that is cut, and the letters at the left, right, top and bottom of the view.
+PLANES = {
+    "Axial": (2, ("R", "L", "A", "P")),
+    "Coronal": (1, ("R", "L", "S", "I")),
+    "Sagittal": (0, ("A", "P", "S", "I")),
+}
+
+_BINS = 400  # points a curve keeps, so that long runs stay small files
+_WIDTH = 11.0  # inches
+
+
+def data_uri(figure: Figure, kind: Literal["svg", "png"]) -> str:
+    """The figure as a `data:` address to put into an HTML image element."""
+    buffer = io.BytesIO()
+    # A fixed salt and no date: the same run gives the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "dcamt"}):
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
+    mime = "image/svg+xml" if kind == "svg" else "image/png"
+    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+# --------------------------------------------------------------------------------------- curves
+
+
+def plot_curves(log: Mapping[str, NDArray[np.float64]]) -> Figure:
+    """Small panels over iterations: every loss term, the learning rate, validation Dice.
+
+    Args:
+        log: Columns of `log.csv`, each (rows,) float64 with NaN where the cell is empty. All
+            columns but `iteration` and `seconds` are drawn, those without a value are left out.
+    """
+    iteration = log["iteration"]
+    last = ("learning_rate", "val_dice")
+    names = [name for name in log if name not in ("iteration", "seconds", *last)]
+    names += [name for name in last if name in log]
+    names = [name for name in names if np.isfinite(log[name]).any()]
+
+    columns = 3
+    rows = max(1, math.ceil(len(names) / columns))
+    figure = _figure(_WIDTH, 2.25 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for axes in grid[len(names) :]:
+        axes.remove()
+    for number, (axes, name) in enumerate(zip(grid, names, strict=False)):
+        present = np.isfinite(log[name]) & np.isfinite(iteration)
+        _plot_panel(axes, name, iteration[present], log[name][present])
+        if number + columns >= len(names):
+            axes.set_xlabel("iteration", fontsize=8.5, color=MUTED)
+            axes.tick_params(labelbottom=True)
+    return figure
+
+
+def _plot_panel(axes: Axes, name: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+    _style(axes)
+    if name == "learning_rate":
+        title = "learning rate"
+        axes.plot(*_thin(x, y), color=LINE, linewidth=1.4)
+        axes.set_ylim(bottom=0)
+    elif name == "val_dice":
+        title = "validation Dice (%)"
+        axes.plot(x, 100 * y, color=LINE, linewidth=1.4, marker="o", markersize=3)
+    else:
+        title = name.replace("_", " ")
+        axes.plot(*_thin(x, y), color=LINE, alpha=0.25, linewidth=0.8)
+        x_smooth, y_smooth = _smooth(x, y)
+        axes.plot(x_smooth, y_smooth, color=LINE, linewidth=1.6)
+        if len(y) >= 200:  # a few spikes must not flatten the rest of the curve
+            low, high = np.percentile(y, [0.5, 99.5])
+            margin = 0.05 * (high - low) or 0.05
+            axes.set_ylim(low - margin, high + margin)
+    if len(x) == 1:
+        axes.plot(x, 100 * y if name == "val_dice" else y, color=LINE, marker="o", markersize=4)
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK, parse_math=False)
+
+
+def _smooth(
+    x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centred moving mean over 2 % of the points, where the window fits; short logs stay as is."""
+    half = len(y) // 100
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    centre = np.unique(np.linspace(half, len(y) - 1 - half, _BINS).round().astype(int))
+    return x[centre], (total[centre + half + 1] - total[centre - half]) / (2 * half + 1)
+
+
+def _thin(
+    x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """At most two points a bin, its smallest and its largest value, so that spikes stay visible."""
+    if len(y) <= 2 * _BINS:
+        return x, y
+    kept: list[int] = []
+    for part in np.array_split(np.arange(len(y)), _BINS):
+        kept += sorted({int(part[y[part].argmin()]), int(part[y[part].argmax()])})
+    return x[kept], y[kept]
+
+
+# --------------------------------------------------------------------------------------- planes
+
+
+def plot_planes(
+    image: NDArray[np.float32],
+    reference: NDArray[np.int16],
+    prediction: NDArray[np.int16],
+    affine: NDArray[np.float64],
+    values: Sequence[int],
+) -> Figure:
+    """One axial, coronal and sagittal slice with contours, at one physical scale.
+
+    The view is radiological: the patient's right is on the left of axial and coronal slices,
+    anterior on the left of sagittal ones. Each slice is the one where the reference (the
+    prediction, if the reference is empty) has its largest area.
+
+    Args:
+        image: (X, Y, Z) intensities of one channel.
+        reference: (X, Y, Z) label values.
+        prediction: (X, Y, Z) label values.
+        affine: (4, 4) voxel index -> RAS+ mm, of all three arrays.
+        values: Label values of the foreground classes.
+    """
+    orientation = nib.orientations.io_orientation(affine)
+    image, reference, prediction = (
+        nib.orientations.apply_orientation(array, orientation)
+        for array in (image, reference, prediction)
+    )
+    spacing = np.empty(3)
+    spacing[orientation[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+
+    in_reference, in_prediction = np.isin(reference, values), np.isin(prediction, values)
+    shown = in_reference if in_reference.any() else in_prediction
+    box = _view_box(in_reference | in_prediction, spacing)
+    window = _window(image[box])
+    size = np.array([(part.stop - part.start) for part in box]) * spacing  # mm
+
+    widths = [size[1] if axis == 0 else size[0] for axis, _ in PLANES.values()]
+    heights = [size[1] if axis == 2 else size[2] for axis, _ in PLANES.values()]
+    height = float(np.clip(_WIDTH * max(heights) / sum(widths), 1.6, 6.5))
+    figure = _figure(_WIDTH, height + 0.35)
+    grid = figure.subplots(1, 3, width_ratios=widths)
+    tints = values if len(values) > 1 else ()
+    for axes, (name, (axis, letters)), high in zip(grid, PLANES.items(), heights, strict=True):
+        index = _largest_slice(shown, axis)
+        views = [_view(array, axis, index, box) for array in (image, reference, prediction)]
+        step = [float(mm) for mm in np.delete(spacing, axis)]
+        _plot_plane(axes, views, step, window, values, tints)
+        # Equal limits for all three, so that a millimetre has the same length in each of them.
+        axes.set_ylim(high - max(heights), high)
+        _letter_sides(axes, letters, high / max(heights))
+        axes.set_title(f"{name}, slice {index + 1} of {shown.shape[axis]}", fontsize=9, color=MUTED)
+    return figure
+
+
+def oblique_angle(affine: NDArray[np.float64]) -> float:
+    """Largest angle in degrees between a voxel axis and the nearest body axis."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.degrees(np.arccos(np.clip(np.abs(directions).max(axis=0).min(), 0.0, 1.0))))
+
+
+def _plot_plane(
+    axes: Axes,
+    views: Sequence[NDArray[Any]],
+    step: Sequence[float],
+    window: tuple[float, float],
+    values: Sequence[int],
+    tints: Sequence[int],
+) -> None:
+    image, reference, prediction = views
+    rows, columns = image.shape
+    extent = (0.0, columns * step[0], 0.0, rows * step[1])  # mm
+    axes.imshow(
+        image,
+        cmap="gray",
+        vmin=window[0],
+        vmax=window[1],
+        origin="lower",
+        extent=extent,
+        aspect="equal",
+        interpolation="bilinear",
+    )
+    # Contours cut the corners of pixels: repeating long ones keeps the cut as short as the short
+    # side. One background pixel all round closes the contours of structures at the border.
+    fine = [max(1, round(mm / min(step))) for mm in step]
+    x = (np.arange(-1, columns * fine[0] + 1) + 0.5) * step[0] / fine[0]
+    y = (np.arange(-1, rows * fine[1] + 1) + 0.5) * step[1] / fine[1]
+    for number, value in enumerate(values):
+        in_reference, in_prediction = (
+            np.pad((labels == value).repeat(fine[1], 0).repeat(fine[0], 1), 1).astype(float)
+            for labels in (reference, prediction)
+        )
+        if value in tints and in_reference.any():
+            tint = TINTS[number % len(TINTS)]
+            axes.contourf(x, y, in_reference, levels=[0.5, 1.5], colors=[tint], alpha=0.22)
+        if in_reference.any():
+            axes.contour(x, y, in_reference, levels=[0.5], colors=[REFERENCE], linewidths=1.8)
+        if in_prediction.any():
+            dashes = [(0, (3.0, 1.6))]
+            axes.contour(
+                x,
+                y,
+                in_prediction,
+                levels=[0.5],
+                colors=[PREDICTION],
+                linewidths=1.6,
+                linestyles=dashes,
+            )
+    axes.set_xlim(extent[0], extent[1])
+    axes.set_axis_off()
+
+
+def _letter_sides(axes: Axes, letters: Sequence[str], filled: float) -> None:
+    """Write the body directions inside the slice: the upper `filled` part of the panel."""
+    bottom, top = 1 - filled, 1.0
+    left, right, upper, lower = letters
+    places = (
+        (0.02, 1 - filled / 2, left, "left", "center"),
+        (0.98, 1 - filled / 2, right, "right", "center"),
+        (0.5, top - 0.02, upper, "center", "top"),
+        (0.5, bottom + 0.02, lower, "center", "bottom"),
+    )
+    for x, y, letter, horizontal, vertical in places:
+        axes.text(
+            x,
+            y,
+            letter,
+            transform=axes.transAxes,
+            ha=horizontal,
+            va=vertical,
+            fontsize=10,
+            fontweight="bold",
+            color="white",
+            path_effects=[withStroke(linewidth=2.2, foreground="black")],
+        )
+
+
+def _view(array: NDArray[Any], axis: int, index: int, box: Sequence[slice]) -> NDArray[Any]:
+    """Slice of a RAS array as (rows, columns), rows upwards; columns run to the patient's left,
+    in sagittal slices to the back."""
+    cut: list[int | slice] = list(box)
+    cut[axis] = index
+    return np.asarray(array[tuple(cut)].T[:, ::-1])
+
+
+def _largest_slice(mask: NDArray[np.bool_], axis: int) -> int:
+    """Index of the slice across `axis` with most voxels; the middle one if there are none."""
+    others = tuple(other for other in range(3) if other != axis)
+    area = mask.sum(axis=others)
+    return int(area.argmax()) if area.any() else mask.shape[axis] // 2
+
+
+def _view_box(mask: NDArray[np.bool_], spacing: NDArray[np.float64]) -> tuple[slice, ...]:
+    """Box around the structures: a margin of a quarter of their size and at least 8 mm, and no
+    side shorter than 60 % of the longest, so that flat structures keep some surroundings."""
+    if not mask.any():
+        return tuple(slice(0, length) for length in mask.shape)
+    found = np.nonzero(mask)
+    first = np.array([axis.min() for axis in found])
+    last = np.array([axis.max() + 1 for axis in found])
+    size = (last - first) * spacing
+    side = size + 2 * np.maximum(8.0, size / 4)
+    side = np.maximum(side, 0.6 * side.max())
+    margin = np.ceil((side - size) / (2 * spacing)).astype(int)
+    start = np.maximum(first - margin, 0)
+    stop = np.minimum(last + margin, mask.shape)
+    return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+
+
+def _window(image: NDArray[np.float32]) -> tuple[float, float]:
+    """1st and 99th percentile of the intensities that are shown."""
+    low, high = np.nanpercentile(image, [1, 99])
+    return float(low), float(high if high > low else low + 1)
+
+
+# ---------------------------------------------------------------------------------------- style
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#c5cbd3")
+    axes.tick_params(labelsize=8, colors=MUTED, length=3, color="#c5cbd3")
+    axes.grid(axis="y", color="#eceff2", linewidth=0.8)
+    axes.set_axisbelow(True)
+    steps = [1, 2, 2.5, 5, 10]
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=steps))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=steps))

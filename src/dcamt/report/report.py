@@ -1,0 +1,309 @@
+"""The report of a run: one HTML file with its scores, curves, example cases and settings."""
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from dcamt.config import load_yaml
+from dcamt.data.dataset import Dataset, read_dataset
+from dcamt.data.volume import check_same_grid, read_image, read_label
+from dcamt.errors import InputError
+from dcamt.evaluation.metrics import INVENTED, METRICS, MISSED
+from dcamt.files import write_text
+from dcamt.report.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
+
+Row = Mapping[str, Any]
+
+_DASH = "\N{EN DASH}"  # stands for a value that does not exist
+_TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run folder holds. `scores` is the content of validation.json, None without one."""
+
+    folder: Path
+    config: dict[str, Any]
+    split: dict[str, list[str]]
+    versions: dict[str, str]
+    log: dict[str, NDArray[np.float64]]
+    scores: dict[str, Any] | None
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/report.html from the files of a run folder and return its path.
+
+    The file stands alone: figures are embedded, nothing is fetched. Pictures of cases are left
+    out, with a note, where the data set is no longer readable; scores where the run has no
+    validation cases.
+
+    Args:
+        run: Folder written by training.
+
+    Raises:
+        InputError: `run` is missing, is not a run folder, or one of its files is broken.
+    """
+    content = _read_run(run)
+    dataset: Dataset | None = None
+    note = None
+    try:
+        dataset = read_dataset(Path(str(content.config.get("dataset"))))
+    except InputError as error:
+        note = str(error)
+    path = run / "report.html"
+    write_text(path, _render(content, dataset, note))
+    return path
+
+
+# -------------------------------------------------------------------------------------- reading
+
+
+def _read_run(run: Path) -> _Run:
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run folder; give the folder that training wrote")
+    for name in ("config.yaml", "split.json", "versions.json", "log.csv"):
+        if not (run / name).is_file():
+            raise InputError(
+                f"{run}: is not a run folder ({name} is missing); give the one that training wrote"
+            )
+    split = _read_json(run / "split.json")
+    scores = run / "validation.json"
+    return _Run(
+        folder=run,
+        config=load_yaml(run / "config.yaml"),
+        split={part: list(names) for part, names in split.items()},
+        versions={key: str(value) for key, value in _read_json(run / "versions.json").items()},
+        log=_read_log(run / "log.csv"),
+        scores=_read_scores(scores) if scores.is_file() else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is not valid JSON ({error}); restore or recreate it") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object; restore or recreate it")
+    return content
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    scores = _read_json(path)
+    missing = {"cases", "mean", "per_class", "missed", "invented", "unit"} - scores.keys()
+    wanted = {"case", "class", "outcome", *METRICS}
+    if missing or not all(
+        isinstance(row, dict) and wanted <= row.keys() for row in scores["cases"]
+    ):
+        raise InputError(f"{path}: lacks keys that evaluation writes; evaluate the run again")
+    return scores
+
+
+def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Columns of the log, each (rows,) float64 with NaN for empty cells."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}); restore the file") from None
+    if not rows or "iteration" not in rows[0]:
+        raise InputError(f"{path}: needs a column 'iteration' and a row; train the run first")
+    return {
+        name: np.array([_number(row[name]) for row in rows]) for name in rows[0] if name is not None
+    }
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan
+
+
+# --------------------------------------------------------------------------------------- tables
+
+
+def _case_means(rows: Iterable[Row], metric: str) -> dict[str, float]:
+    """Mean over the classes of each case; cases without a value are left out."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row[metric] is not None:
+            values.setdefault(str(row["case"]), []).append(row[metric])
+    return {case: statistics.fmean(found) for case, found in values.items()}
+
+
+def _headline(scores: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Mean and standard deviation over cases of the four metrics, ready to print."""
+    figures = []
+    for metric in METRICS:
+        spread = _spread(_case_means(scores["cases"], metric).values())
+        unit = "%" if metric in ("dice", "jaccard") else str(scores["unit"])
+        figures.append(
+            {
+                "title": _TITLES[metric],
+                "value": _text(scores["mean"].get(metric), metric),
+                "spread": _text(spread, metric),
+                "unit": unit,
+            }
+        )
+    return figures
+
+
+def _class_rows(scores: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, str | int]]:
+    """One row a class, worst Dice first."""
+    rows = []
+    for key, mean in scores["per_class"].items():
+        cases = [row for row in scores["cases"] if str(row["class"]) == key]
+        cells: dict[str, str | int] = {"name": _class_name(key, names)}
+        for metric in METRICS:
+            spread = _spread(row[metric] for row in cases if row[metric] is not None)
+            cells[metric] = _text(mean.get(metric), metric)
+            cells[f"{metric}_spread"] = _text(spread, metric)
+        for outcome in (MISSED, INVENTED):
+            cells[outcome] = sum(row["outcome"] == outcome for row in cases)
+        dice = mean.get("dice")
+        rows.append((math.inf if dice is None else dice, cells))
+    return [cells for _, cells in sorted(rows, key=lambda row: row[0])]
+
+
+def _case_rows(rows: Iterable[Row], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a case and class: missed and invented structures, then by Dice from the lowest."""
+
+    def badness(row: Row) -> tuple[float, float]:
+        if row["outcome"] in (MISSED, INVENTED):
+            return (-1.0, 0.0)
+        # At equal Dice the larger distance is the worse one; nothing to compare comes last.
+        return (math.inf if row["dice"] is None else row["dice"], -(row["hd95"] or 0.0))
+
+    return [
+        {
+            "case": row["case"],
+            "name": _class_name(row["class"], names),
+            "outcome": row["outcome"],
+            "flagged": row["outcome"] in (MISSED, INVENTED),
+            **{metric: _text(row[metric], metric) for metric in METRICS},
+        }
+        for row in sorted(rows, key=badness)
+    ]
+
+
+def _class_name(value: Any, names: Sequence[str]) -> str:
+    text = str(value)
+    return names[int(text)] if text.isdecimal() and int(text) < len(names) else text
+
+
+def _spread(values: Iterable[float]) -> float | None:
+    """Standard deviation (of the population, as evaluation has it); None below two values."""
+    found = list(values)
+    return statistics.pstdev(found) if len(found) > 1 else None
+
+
+def _text(value: float | None, metric: str) -> str:
+    if value is None or not math.isfinite(value):
+        return _DASH
+    return f"{100 * value:.1f}" if metric in ("dice", "jaccard") else f"{value:.2f}"
+
+
+# ------------------------------------------------------------------------------------- pictures
+
+
+def _pictures(run: _Run, dataset: Dataset, values: Sequence[int]) -> list[dict[str, str]]:
+    """The best, the median and the worst case by mean Dice over the classes."""
+    if run.scores is None:
+        return []
+    means = _case_means(run.scores["cases"], "dice")
+    ranked = sorted(means, key=lambda case: (-means[case], case))
+    if not ranked:
+        return []
+    chosen = {"Best": ranked[0], "Median": ranked[len(ranked) // 2], "Worst": ranked[-1]}
+    if len(ranked) == 2:
+        del chosen["Median"]
+    if len(ranked) == 1:
+        chosen = {"Only": ranked[0]}
+    pictures = []
+    for title, case in chosen.items():
+        picture = {"title": title, "case": case, "dice": _text(means[case], "dice")}
+        try:
+            picture |= _picture(run, dataset, case, values)
+        except InputError as error:
+            picture["note"] = str(error)
+        pictures.append(picture)
+    return pictures
+
+
+def _picture(run: _Run, dataset: Dataset, name: str, values: Sequence[int]) -> dict[str, str]:
+    case = next((case for case in dataset.cases if case.name == name), None)
+    if case is None or case.label is None:
+        raise InputError(f"{dataset.root}: has no labelled case {name} any more")
+    path = run.folder / "validation" / f"{name}.nii.gz"
+    image, reference, prediction = (
+        read_image(case.images),
+        read_label(case.label),
+        read_label(path),
+    )
+    check_same_grid(image, reference, case.images[0], case.label)
+    check_same_grid(image, prediction, case.images[0], path)
+    figure = plot_planes(image.array[0], reference.array, prediction.array, image.affine, values)
+    picture = {"image": data_uri(figure, "png")}
+    angle = oblique_angle(image.affine)
+    if angle > 5:
+        picture["oblique"] = f"{angle:.0f}"
+    return picture
+
+
+# -------------------------------------------------------------------------------------- writing
+
+
+def _render(run: _Run, dataset: Dataset | None, note: str | None) -> str:
+    plan = run.config.get("plan") or {}
+    names = tuple(plan.get("classes") or (dataset.classes if dataset else ()))
+    values = [value for value in range(1, len(names)) if value != plan.get("ignore")]
+    scores = run.scores
+    method = run.config.get("method") or {}
+    tints = zip(TINTS * (1 + len(values) // len(TINTS)), values, strict=False)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        dataset=dataset.name if dataset else Path(str(run.config.get("dataset"))).name,
+        method=method.get("name", "unknown method"),
+        run=run.folder.resolve().name,
+        counts={part: len(run.split.get(part, ())) for part in ("labeled", "unlabeled", "val")},
+        iterations=_iterations(run.log),
+        seed=run.config.get("seed", _DASH),
+        best=(run.folder / "best.safetensors").is_file(),
+        scores=scores,
+        scored=len({row["case"] for row in scores["cases"]}) if scores else 0,
+        headline=_headline(scores) if scores else [],
+        class_rows=_class_rows(scores, names) if scores else [],
+        case_rows=_case_rows(scores["cases"], names) if scores else [],
+        curves=data_uri(plot_curves(run.log), "svg"),
+        pictures=_pictures(run, dataset, values) if dataset else [],
+        tints=[(tint, names[value]) for tint, value in tints] if len(values) > 1 else [],
+        note=note,
+        predict=run.config.get("predict") or {},
+        config=yaml.safe_dump(
+            run.config, sort_keys=False, allow_unicode=True, default_flow_style=None
+        ),
+        split=run.split,
+        versions=run.versions,
+    )
+
+
+def _iterations(log: Mapping[str, NDArray[np.float64]]) -> str:
+    last = np.nanmax(log["iteration"], initial=-1)
+    return f"{int(last):,}" if last >= 0 else _DASH

@@ -1,0 +1,436 @@
+"""Layouts on disk, splits, and hidden labels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from dcamt.data.dataset import (
+    Case,
+    Dataset,
+    Split,
+    check_label_values,
+    choose_split,
+    find_classes,
+    hide_labels,
+    read_dataset,
+    scan_dataset,
+)
+from dcamt.data.volume import Volume
+from dcamt.errors import InputError
+
+MSD = {"name": "Toy", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}}
+NNUNET = {
+    "channel_names": {"0": "T1", "1": "T2"},
+    "labels": {"background": 0, "oedema": 1, "core": 2},
+    "numTraining": 2,
+    "file_ending": ".nii.gz",
+}
+
+
+def folder(root: Path, files: list[str], description: Any = None) -> Path:
+    """A data set of empty files: reading a layout opens none of them."""
+    for name in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if description is not None:
+        (root / "dataset.json").write_text(json.dumps(description))
+    return root
+
+
+def case_table(dataset: Dataset) -> dict[str, tuple[list[str], str | None]]:
+    return {
+        case.name: ([p.name for p in case.images], case.label and case.label.name)
+        for case in dataset.cases
+    }
+
+
+def test_msd(tmp_path: Path) -> None:
+    files = ["imagesTr/b_002.nii.gz", "imagesTr/a_001.nii.gz", "imagesUn/c_003.nii"]
+    root = folder(tmp_path, [*files, "labelsTr/a_001.nii.gz"], MSD)
+    dataset = read_dataset(root)
+    assert (dataset.name, dataset.channels, dataset.ignore) == ("Toy", ("CT",), None)
+    assert dataset.classes == ("background", "liver")
+    assert case_table(dataset) == {
+        "a_001": (["a_001.nii.gz"], "a_001.nii.gz"),
+        "b_002": (["b_002.nii.gz"], None),
+        "c_003": (["c_003.nii"], None),
+    }
+    assert dataset.case("b_002").label is None
+    with pytest.raises(InputError, match="no case named 'd'"):
+        dataset.case("d")
+
+
+def test_nnunet(tmp_path: Path) -> None:
+    images = [f"imagesTr/{case}_{i:04d}.nii.gz" for case in ("p2", "p1") for i in (1, 0)]
+    images += [f"imagesUn/u_{i:04d}.nii.gz" for i in (0, 1)]
+    dataset = read_dataset(
+        folder(tmp_path / "Dataset007_Brain", [*images, "labelsTr/p1.nii.gz"], NNUNET)
+    )
+    assert dataset.name == "Dataset007_Brain"
+    assert dataset.channels == ("T1", "T2")
+    assert dataset.classes == ("background", "oedema", "core")
+    assert case_table(dataset) == {
+        "p1": (["p1_0000.nii.gz", "p1_0001.nii.gz"], "p1.nii.gz"),
+        "p2": (["p2_0000.nii.gz", "p2_0001.nii.gz"], None),
+        "u": (["u_0000.nii.gz", "u_0001.nii.gz"], None),
+    }
+
+
+@pytest.mark.parametrize("labels", [
+    {"background": 0, "liver": 1, "ignore": 2},
+    {"2": "ignore", "1": "liver", "0": "Background"},
+])  # fmt: skip
+def test_ignore_label(tmp_path: Path, labels: dict[str, Any]) -> None:
+    root = folder(tmp_path, ["imagesTr/a.nii", "labelsTr/a.nii"], MSD | {"labels": labels})
+    dataset = read_dataset(root)
+    assert (dataset.classes, dataset.ignore) == (("background", "liver"), 2)
+
+
+def test_plain(tmp_path: Path) -> None:
+    root = folder(tmp_path / "toy", ["images/a.nii", "images/b.nii.gz", "labels/b.nii.gz"])
+    dataset = read_dataset(root)
+    assert (dataset.name, dataset.channels, dataset.classes) == ("toy", ("image",), ())
+    assert case_table(dataset) == {"a": (["a.nii"], None), "b": (["b.nii.gz"], "b.nii.gz")}
+
+    described = read_dataset(folder(root, [], MSD))
+    assert described.classes == ("background", "liver")
+
+
+def test_plain_with_channel_files(tmp_path: Path) -> None:
+    files = ["images/a_0000.nii.gz", "images/a_0001.nii.gz", "labels/a.nii.gz"]
+    dataset = read_dataset(folder(tmp_path, files))
+    assert dataset.channels == ("channel_0", "channel_1")
+    assert case_table(dataset) == {"a": (["a_0000.nii.gz", "a_0001.nii.gz"], "a.nii.gz")}
+
+
+def test_four_digits_of_a_case_are_no_channel(tmp_path: Path) -> None:
+    files = [f"imagesTr/scan_{i:04d}.nii.gz" for i in range(3)]
+    dataset = read_dataset(folder(tmp_path, [*files, "labelsTr/scan_0001.nii.gz"], MSD))
+    assert [case.name for case in dataset.cases] == ["scan_0000", "scan_0001", "scan_0002"]
+
+
+def test_files_that_are_no_data_are_passed_over(tmp_path: Path) -> None:
+    files = ["images/a.nii.gz", "images/._a.nii.gz", "images/.DS_Store", "images/a.json"]
+    dataset = read_dataset(folder(tmp_path, [*files, "labels/._a.nii.gz", "labels/Thumbs.db"]))
+    assert case_table(dataset) == {"a": (["a.nii.gz"], None)}
+
+
+def test_byte_order_mark_in_json(tmp_path: Path) -> None:
+    root = folder(tmp_path, ["imagesTr/a.nii"])
+    (root / "dataset.json").write_text(json.dumps(MSD), encoding="utf-8-sig")
+    assert read_dataset(root).name == "Toy"
+
+
+IMAGE = ["imagesTr/a.nii.gz"]
+BAD_FOLDERS: dict[str, tuple[list[str], Any, str]] = {
+    "empty": ([], None, r"expected imagesTr/ .* nnU-Net raw .* or images/ and labels/"),
+    "unknown layout": (["scans/a.nii.gz"], None, "not a data set of a known layout"),
+    "no images": (["images/readme.txt"], None, "holds no images"),
+    "no json": (IMAGE, None, "dataset.json is missing"),
+    "label without image": (
+        [*IMAGE, "labelsTr/b.nii.gz"],
+        MSD,
+        r"b.nii.gz: the label has no image in imagesTr; add b.nii.gz",
+    ),
+    "label of an imagesUn case": (
+        [*IMAGE, "imagesUn/b.nii.gz", "labelsTr/b.nii.gz"],
+        MSD,
+        "the label has no image in imagesTr",
+    ),
+    "missing channel": (
+        ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0000.nii.gz"],
+        NNUNET,
+        r"case b lacks the channels 0001 \(T2\); add files such as b_0001.nii.gz",
+    ),
+    "missing channel of all": (
+        ["imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz", "labelsTr/a.nii.gz"],
+        NNUNET,
+        r"case a lacks the channels 0001 \(T2\).*2 such problems in all",
+    ),
+    "channel too many": (
+        [f"imagesTr/a_000{i}.nii.gz" for i in range(3)],
+        NNUNET,
+        r"case a has 3 channels, but the data set has 2 \(T1, T2\)",
+    ),
+    "channel number missing": (
+        ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", *IMAGE, "labelsTr/a.nii.gz"],
+        NNUNET,
+        r"imagesTr/a.nii.gz: the name lacks a channel number .* a_0000.nii.gz",
+    ),
+    "same name twice": ([*IMAGE, "imagesTr/a.nii"], MSD, "has the same case name"),
+    "same name in imagesUn": ([*IMAGE, "imagesUn/a.nii"], MSD, "in both imagesTr and imagesUn"),
+    "other format": (["images/a.nrrd"], None, r"a.nrrd: unsupported file ending"),
+    "name with a backslash": (["images/x\\a.nii"], None, "characters no case may have"),
+    "name with a line break": (["images/a\nb.nii"], None, "characters no case may have"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_bad_folder(tmp_path: Path, name: str) -> None:
+    files, description, message = BAD_FOLDERS[name]
+    with pytest.raises(InputError, match=message):
+        read_dataset(folder(tmp_path, files, description))
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        read_dataset(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"file: no such folder"):
+        read_dataset(folder(tmp_path, ["file"]) / "file")
+
+
+BAD_DESCRIPTIONS: dict[str, tuple[Any, str]] = {
+    "list": ([], "must hold a JSON object"),
+    "no labels": ({"modality": {"0": "CT"}}, "'labels' is missing"),
+    "no channels": ({"labels": MSD["labels"]}, "'modality' is missing"),
+    "channels of v1 as text": (MSD | {"modality": "CT"}, "'modality' is missing or malformed"),
+    "channel gap": (MSD | {"modality": {"0": "A", "2": "B"}}, "'modality' .* without gaps"),
+    "label gap": (MSD | {"labels": {"background": 0, "a": 2}}, "'labels' .* without gaps"),
+    "label twice": (MSD | {"labels": {"background": 0, "a": 1, "b": 1}}, "'labels' .* malformed"),
+    "name twice": (MSD | {"labels": {"0": "background", "1": "a", "2": "a"}}, "'labels'"),
+    "regions": (MSD | {"labels": {"background": 0, "tumour": [1, 2]}}, "one whole number per name"),
+    "fraction": (MSD | {"labels": {"background": 0, "a": 1.0}}, "one whole number per name"),
+    "truth": (MSD | {"labels": {"background": False, "a": True}}, "one whole number per name"),
+    "no background": (MSD | {"labels": {"0": "liver", "1": "tumour"}}, "must name 0 as background"),
+    "no class": (MSD | {"labels": {"background": 0}}, "at least one class"),
+    "only ignore": (MSD | {"labels": {"background": 0, "ignore": 1}}, "at least one class"),
+    "low ignore": (
+        MSD | {"labels": {"background": 0, "ignore": 1, "a": 2}},
+        "'ignore' has the value 1, but must have the highest",
+    ),
+    "name that climbs": (MSD | {"name": "../../elsewhere"}, "without slashes"),
+    "name that is no text": (MSD | {"name": 3}, "'name' is 3"),
+    "file ending": (NNUNET | {"file_ending": ".nrrd"}, "'file_ending' is '.nrrd'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DESCRIPTIONS)
+def test_bad_description(tmp_path: Path, name: str) -> None:
+    description, message = BAD_DESCRIPTIONS[name]
+    with pytest.raises(InputError, match=rf"dataset\.json: .*{message}"):
+        read_dataset(folder(tmp_path, IMAGE, description))
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[" * 100_000])
+def test_broken_json(tmp_path: Path, content: bytes) -> None:
+    root = folder(tmp_path, IMAGE)
+    (root / "dataset.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"dataset\.json: cannot be read \(not valid JSON"):
+        read_dataset(root)
+
+
+def test_scan_returns_every_problem_and_the_usable_cases(tmp_path: Path) -> None:
+    files = [*IMAGE, "imagesTr/a.nii", "imagesTr/b.mha", "labelsTr/c.nii.gz"]
+    dataset, problems = scan_dataset(folder(tmp_path, files, MSD))
+    assert [case.name for case in dataset.cases] == ["a"]
+    assert len(problems) == 3
+
+
+def toy(labelled: int, unlabelled: int = 0) -> Dataset:
+    """Cases l00, l01, ... with a label and u00, u01, ... without."""
+    cases = [Case(f"l{i:02d}", (Path(f"l{i}.nii"),), Path(f"L{i}.nii")) for i in range(labelled)]
+    cases += [Case(f"u{i:02d}", (Path(f"u{i}.nii"),), None) for i in range(unlabelled)]
+    return Dataset(Path("root"), "toy", ("CT",), ("background", "a"), None, tuple(cases))
+
+
+def splits(path: Path, **lists: Any) -> Path:
+    path = path / "splits.json"
+    path.write_text(json.dumps({"labeled": [], "unlabeled": [], "val": []} | lists))
+    return path
+
+
+def test_drawn_split_uses_every_case_once() -> None:
+    dataset = toy(20, 7)
+    split = choose_split(dataset, None, 6, seed=3, val_fraction=0.2)
+    assert (len(split.labeled), len(split.val), split.test) == (6, 4, ())
+    everything = split.labeled + split.unlabeled + split.val
+    assert sorted(everything) == [case.name for case in dataset.cases]
+    assert all(name.startswith("l") for name in split.labeled + split.val)
+
+
+def test_drawn_split_follows_the_seed() -> None:
+    draws = [choose_split(toy(20), None, 6, seed=s, val_fraction=0.2) for s in (3, 3, 4)]
+    assert draws[0] == draws[1]
+    assert draws[0].val != draws[2].val
+
+
+def test_more_labels_extend_the_same_draw() -> None:
+    few, many = (choose_split(toy(40), None, n, seed=0, val_fraction=0.2) for n in (4, 16))
+    assert set(few.labeled) < set(many.labeled)
+    assert few.val == many.val
+
+
+def test_all_labels_are_used_unless_told_otherwise() -> None:
+    split = choose_split(toy(10, 3), None, None, seed=0, val_fraction=0.2)
+    assert (len(split.labeled), len(split.val)) == (8, 2)
+    assert split.unlabeled == ("u00", "u01", "u02")
+
+
+@pytest.mark.parametrize(
+    ("labelled", "fraction", "val"),
+    [(4, 0.5, 0), (5, 0.01, 1), (5, 0, 0), (10, 0.25, 2), (11, 0.25, 3)],
+)
+def test_number_of_validation_cases(labelled: int, fraction: float, val: int) -> None:
+    assert len(choose_split(toy(labelled), None, None, 0, fraction).val) == val
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labeled", "fraction", "message"),
+    [
+        (toy(10), 9, 0.2, "asked for: 9, with a label and not used otherwise: 8"),
+        (toy(10), 0, 0.2, "ask for at least 1"),
+        (toy(10), -1, 0.2, "ask for at least 1"),
+        (toy(0, 5), None, 0.2, "root: no labelled case is left"),
+        (toy(5), None, 0.99, "no labelled case is left"),
+        (toy(5), None, 1.0, "the share of validation cases is 1.0"),
+        (toy(5), None, -0.1, "the share of validation cases is -0.1"),
+        (toy(5), None, float("nan"), "the share of validation cases is nan"),
+    ],
+)
+def test_bad_draw(dataset: Dataset, labeled: int | None, fraction: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_split(dataset, None, labeled, 0, fraction)
+
+
+def test_splits_file(tmp_path: Path) -> None:
+    path = splits(
+        tmp_path, labeled=["l03.nii.gz", "l01"], unlabeled=["u00", "l02.nii"], test=["l04"]
+    )
+    split = choose_split(toy(6, 2), path, None, seed=0, val_fraction=0.5)
+    assert split == Split(("l03", "l01"), ("u00", "l02"), (), ("l04",))
+
+
+def test_labels_in_the_order_of_the_splits_file(tmp_path: Path) -> None:
+    lists = {"labeled": ["l03", "l01"], "unlabeled": ["u00", "l05", "l02"], "val": ["l04"]}
+    path = splits(tmp_path, **lists)
+    one = choose_split(toy(6, 1), path, 1, 0, 0.2)
+    assert (one.labeled, one.unlabeled) == (("l03",), ("l01", "u00", "l05", "l02"))
+    three = choose_split(toy(6, 1), path, 3, 0, 0.2)
+    assert (three.labeled, three.unlabeled) == (("l03", "l01", "l05"), ("u00", "l02"))
+    assert one.val == three.val == ("l04",)
+    with pytest.raises(InputError, match="asked for: 5, with a label and not used otherwise: 4"):
+        choose_split(toy(6, 1), path, 5, 0, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"labeled": ["l00", "x1", "x2", "x3", "x4"]}, "'x1', 'x2', 'x3' and 1 more are not in"),
+        ({"labeled": ["../l00"]}, r"'\.\./l00' is not in root"),
+        ({"labeled": ["l00", "l00"]}, "'l00' is listed more than once"),
+        ({"labeled": ["l00"], "val": ["l00.nii.gz"]}, "'l00' is listed more than once"),
+        ({"labeled": ["l00"], "test": ["l00"]}, "'l00' is listed more than once"),
+        ({"labeled": ["u00"]}, "'u00' is in 'labeled' without a label file"),
+        ({"labeled": ["l00"], "val": ["u00"]}, "in 'val' without a label file"),
+        ({"labeled": ["l00"], "test": ["u00"]}, "in 'test' without a label file"),
+        ({"labeled": "l00"}, "'labeled' must be a list"),
+        ({"labeled": [3]}, "'labeled' must be a list of case names"),
+        ({"labelled": ["l00"]}, "'labelled' is unknown or missing"),
+        ({"unlabeled": ["u00"]}, "no labelled case is left"),
+    ],
+)
+def test_bad_splits_file(tmp_path: Path, lists: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        choose_split(toy(3, 2), splits(tmp_path, **lists), None, 0, 0.2)
+    assert "splits.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"labeled": ["l00"], "unlabeled": []}', "'val' is unknown or missing"),
+    ],
+)
+def test_broken_splits_file(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "splits.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        choose_split(toy(3), path, None, 0, 0.2)
+    with pytest.raises(InputError, match=r"other\.json: cannot be read \(No such file"):
+        choose_split(toy(3), tmp_path / "other.json", None, 0, 0.2)
+
+
+def test_hidden_labels_leave_no_path() -> None:
+    split = Split(("l00",), ("l01", "u00"), ("l02",), ("l03",))
+    hidden = hide_labels(toy(5, 2), split)
+    labels = {case.name: case.label for case in hidden.cases}
+    # l03 is a test case; l04 and u01 are not mentioned
+    assert labels == {"l00": Path("L0.nii"), "l01": None, "l02": Path("L2.nii"), "u00": None}
+    assert not any(name in repr(hidden) for name in ("L1.nii", "L3.nii", "L4.nii", "l3.nii"))
+
+
+def write(path: Path, values: list[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.array(values, np.uint8).reshape(-1, 1, 1)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+
+
+def plain(root: Path, **values: list[int]) -> Dataset:
+    for name, label in values.items():
+        write(root / f"images/{name}.nii.gz", label)
+        write(root / f"labels/{name}.nii.gz", label)
+    return read_dataset(root)
+
+
+def test_classes_of_the_plain_layout(tmp_path: Path) -> None:
+    dataset = find_classes(plain(tmp_path, a=[0, 1], b=[0, 2]))
+    assert dataset.classes == ("background", "class_1", "class_2")
+    assert find_classes(dataset) is dataset
+
+
+@pytest.mark.parametrize("values", [[0, 1, 3], [1, 2], [0, 0], [0, 255]])
+def test_values_that_are_no_classes(tmp_path: Path, values: list[int]) -> None:
+    found = sorted(set(values))
+    with pytest.raises(InputError) as error:
+        find_classes(plain(tmp_path, a=values))
+    assert f"hold the values {found}" in str(error.value)
+    assert "remap them, or declare the classes in a dataset.json" in str(error.value)
+
+
+def test_hidden_labels_are_never_opened(tmp_path: Path) -> None:
+    dataset = plain(tmp_path, a=[0, 1], b=[0, 2], c=[0, 1], d=[0, 5])
+    for name in ("b", "d"):
+        (tmp_path / f"labels/{name}.nii.gz").write_bytes(b"poison")
+    path = splits(tmp_path, labeled=["a"], unlabeled=["b"], val=["c"], test=["d"])
+    split = choose_split(dataset, path, None, 0, 0.2)
+    assert find_classes(hide_labels(dataset, split)).classes == ("background", "class_1")
+    with pytest.raises(InputError, match=r"b\.nii\.gz: cannot be read"):  # the poison works
+        find_classes(dataset)
+
+
+def test_label_values() -> None:
+    label = Volume(np.array([0, 1, 3], np.int16).reshape(3, 1, 1), np.eye(4))
+    check_label_values(label, classes=4, ignore=None, path=Path("a"))
+    check_label_values(label, classes=2, ignore=3, path=Path("a"))
+    with pytest.raises(
+        InputError, match=r"a: the label holds 3, but the data set declares 0 to 2;"
+    ):
+        check_label_values(label, classes=3, ignore=None, path=Path("a"))
+    with pytest.raises(InputError, match=r"holds 1, 3, but .* declares 0 to 0 and 2 \(ignore\)"):
+        check_label_values(label, classes=1, ignore=2, path=Path("a"))
+
+
+@pytest.mark.parametrize(
+    ("name", "cases", "channels", "classes"),
+    [
+        ("hippocampus", 200, ("MRI",), ("background", "Anterior", "Posterior")),
+        ("left_atrium", 80, ("LGE-MRI",), ("background", "left_atrium")),
+    ],
+)
+def test_real_data_sets(
+    real_data: Path, name: str, cases: int, channels: tuple[str], classes: tuple[str]
+) -> None:
+    dataset = read_dataset(real_data / name)
+    assert (len(dataset.cases), dataset.channels, dataset.classes) == (cases, channels, classes)
+    assert all(case.label is not None for case in dataset.cases)
+    split = choose_split(dataset, real_data / name / "splits.json", 4, 0, 0.2)
+    hidden = hide_labels(dataset, split)
+    assert len(split.labeled) == 4
+    assert sum(case.label is not None for case in hidden.cases) == 4 + len(split.val)

@@ -1,0 +1,372 @@
+import base64
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+
+from dcamt.data.volume import read_image, read_label, write_volume
+from dcamt.errors import InputError
+from dcamt.report.figures import data_uri, plot_curves, plot_planes
+from dcamt.report.report import write_report
+
+CASES = ("one", "two", "three", "four <b>")
+CLASSES = ("background", "Kidney <left>", "Tumour")
+
+
+def draw_case(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two-channel image, label with two touching blobs, oblique anisotropic affine."""
+    shape = (30 + index, 26, 14)
+    spacing = np.array([1.0, 1.0, 3.0])
+    grid = np.stack(np.indices(shape), axis=-1) * spacing
+    centre = np.array(shape) * spacing / 2
+    label = np.zeros(shape, np.uint8)
+    label[np.linalg.norm(grid - centre, axis=-1) < 9] = 1
+    label[np.linalg.norm(grid - centre - [5, 0, 0], axis=-1) < 4] = 2
+    rng = np.random.default_rng(index)
+    image = rng.normal(100 + 40 * (label > 0), 10).astype(np.float32)
+    affine = np.eye(4)
+    affine[:3, :3] = nib.eulerangles.euler2mat(0.2, 0.1, 0.3) @ np.diag(spacing * [-1, 1, 1])
+    return np.stack([image, -image]), label, affine
+
+
+def write_dataset(root: Path) -> None:
+    entries = []
+    (root / "imagesTr").mkdir(parents=True)
+    (root / "labelsTr").mkdir()
+    for index, name in enumerate(CASES):
+        image, label, affine = draw_case(index)
+        # The Decathlon keeps channels in the fourth axis of one file.
+        stacked = nib.Nifti1Image(np.moveaxis(image, 0, -1), affine)
+        nib.save(stacked, root / "imagesTr" / f"{name}.nii.gz")
+        write_volume(root / "labelsTr" / f"{name}.nii.gz", label, affine)
+        entries.append({"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"})
+    description = {
+        "name": "Kidneys & tumours",
+        "modality": {"0": "T1", "1": "T2"},
+        "labels": {str(value): name for value, name in enumerate(CLASSES)},
+        "numTraining": len(entries),
+        "training": entries,
+        "test": [],
+    }
+    (root / "dataset.json").write_text(json.dumps(description))
+
+
+def score(case: str, value: int, dice: float | None, outcome: str = "ok") -> dict[str, Any]:
+    measured = outcome == "ok"
+    return {
+        "case": case,
+        "class": value,
+        "dice": dice,
+        "jaccard": None if dice is None else dice / (2 - dice),
+        "hd95": 3.25 if measured else None,
+        "asd": 0.75 if measured else None,
+        "outcome": outcome,
+    }
+
+
+SCORES = {
+    "cases": [
+        score("one", 1, 0.90),
+        score("one", 2, 0.80),
+        score("two", 1, 0.95),
+        score("two", 2, 0.0, "missed"),
+        score("three", 1, 0.70),
+        score("three", 2, None, "both empty"),
+        score("four <b>", 1, 0.85),
+        score("four <b>", 2, 0.0, "invented"),
+    ],
+    "mean": {"dice": 0.6, "jaccard": 0.5123, "hd95": 3.25, "asd": 0.75},
+    "per_class": {
+        "1": {"dice": 0.85, "jaccard": 0.74, "hd95": 3.25, "asd": 0.75},
+        "2": {"dice": 0.8 / 3, "jaccard": 0.22, "hd95": None, "asd": None},
+    },
+    "missed": 1,
+    "invented": 1,
+    "unit": "mm",
+}
+
+LOG = """iteration,seconds,learning_rate,supervised,val_dice
+1,0.5,0.01,1.2,
+2,0.9,0.01,1.1,0.41
+3,1.4,0.001,0.9,
+4,1.9,0.001,0.8,0.62
+"""
+
+
+def write_run(run: Path, dataset: Path) -> None:
+    (run / "validation").mkdir(parents=True)
+    config = {
+        "dataset": str(dataset),
+        "seed": 7,
+        "plan": {"classes": list(CLASSES), "ignore": None},
+        "train": {"iterations": 4},
+        "method": {"name": "dca-mt"},
+        "predict": {"overlap": 0.5},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    split = {"labeled": ["a", "b"], "unlabeled": ["c"] * 5, "val": list(CASES), "test": []}
+    (run / "split.json").write_text(json.dumps(split))
+    (run / "versions.json").write_text(json.dumps({"dcamt": "0.1.0", "torch": "2.8.0"}))
+    (run / "log.csv").write_text(LOG)
+    (run / "best.safetensors").touch()
+    (run / "validation.json").write_text(json.dumps(SCORES))
+    for index, name in enumerate(CASES):
+        _, label, affine = draw_case(index)
+        write_volume(run / "validation" / f"{name}.nii.gz", np.roll(label, 1, axis=0), affine)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "dataset")
+    write_run(tmp_path / "run", tmp_path / "dataset")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    write_dataset(folder / "dataset")
+    write_run(folder / "run", folder / "dataset")
+    path = write_report(folder / "run")
+    assert path == folder / "run" / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def visible(page: str) -> str:
+    """The text of a page without style, tags and runs of white space."""
+    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body))
+
+
+def pictures(page: str) -> list[bytes]:
+    found = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
+    return [base64.b64decode(text) for text in found]
+
+
+def test_report_shows_the_run(page: str) -> None:
+    text = visible(page)
+    assert "Kidneys &amp; tumours" in page
+    assert "dca-mt" in text
+    for fact in (
+        "Labelled cases 2",
+        "Unlabelled cases 5",
+        "Validation cases 4",
+        "Missed structures 1",
+        "Invented structures 1",
+        "Iterations 4",
+        "Seed 7",
+    ):
+        assert fact in text
+    # Case means of Dice: 0.85, 0.475, 0.70, 0.425; their standard deviation is 0.1718.
+    assert "Dice 60.0 % ± 17.2 over 4 cases" in text
+    assert "95HD 3.25 mm ± 0.00" in text
+    assert "Research use only, not a medical device" in text
+    assert "not chosen by them; best.safetensors was" in text
+    assert "torch 2.8.0" in text
+    assert "train: {iterations: 4}" in text
+
+
+def test_report_stands_alone_and_escapes_names(page: str) -> None:
+    assert len(page) < 3e6
+    assert "Kidney &lt;left&gt;" in page
+    assert "Kidney <left>" not in page
+    assert "four &lt;b&gt;" in page
+    assert "<b>" not in page
+    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', page))
+    assert not re.search(r"<(link|script|iframe)|href=|@import|url\(", page)
+
+
+def test_rows_are_sorted_worst_first(page: str) -> None:
+    table = page[page.index("<h2>Cases") :]
+    rows = re.findall(r"<tr( class=\"flagged\")?><td[^>]*>([^<]*)</td>(.*?)</tr>", table)
+    rows = [row for row in rows if row[1] not in ("dcamt", "torch")]
+    assert [case for _, case, _ in rows] == [
+        "two",
+        "four &lt;b&gt;",
+        "three",
+        "one",
+        "four &lt;b&gt;",
+        "one",
+        "two",
+        "three",
+    ]
+    assert [bool(flag) for flag, _, _ in rows] == [True, True] + [False] * 6
+    assert "missed" in rows[0][2]
+    assert rows[-1][2].count("\N{EN DASH}") == 4
+
+
+def test_best_median_and_worst_case_are_shown(page: str) -> None:
+    titles = re.findall(r"<h3>(\w+): ([^<]*) <span", page)
+    assert titles == [("Best", "one"), ("Median", "two"), ("Worst", "four &lt;b&gt;")]
+    shown = pictures(page)
+    assert len(shown) == 3
+    for png in shown:
+        width, height = struct.unpack(">II", png[16:24])
+        assert width > 1000
+        assert height > 200
+    assert "Oblique volume" in page
+
+
+def test_same_run_gives_the_same_bytes(run: Path) -> None:
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+    assert not list(run.glob(".*"))
+
+
+def test_without_validation_cases(run: Path) -> None:
+    (run / "validation.json").unlink()
+    split = {"labeled": ["a"], "unlabeled": [], "val": [], "test": []}
+    (run / "split.json").write_text(json.dumps(split))
+    text = visible(write_report(run).read_text(encoding="utf-8"))
+    assert "no validation cases" in text
+    assert "95HD" not in text
+    assert "Seed 7" in text
+
+
+def test_moved_data_set_leaves_tables_and_a_note(run: Path) -> None:
+    (run.parent / "dataset").rename(run.parent / "elsewhere")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert not pictures(page)
+    assert "No pictures, because the data set cannot be read" in page
+    assert "Kidney &lt;left&gt;" in page  # known from the run's plan
+    assert "60.0" in page
+
+
+def test_missing_prediction_spares_the_other_pictures(run: Path) -> None:
+    (run / "validation" / "one.nii.gz").unlink()
+    page = write_report(run).read_text(encoding="utf-8")
+    assert len(pictures(page)) == 2
+    assert "No picture: " in page
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_few_cases(run: Path, kept: int) -> None:
+    scores = SCORES | {"cases": SCORES["cases"][: 2 * kept]}  # type: ignore[index]
+    (run / "validation.json").write_text(json.dumps(scores))
+    page = write_report(run).read_text(encoding="utf-8")
+    titles = re.findall(r"<h3>(\w+): ([^<]*) <span", page)
+    assert titles == ([("Only", "one")] if kept == 1 else [("Best", "one"), ("Worst", "two")])
+
+
+def test_log_with_one_row(run: Path) -> None:
+    (run / "log.csv").write_text("\n".join(LOG.splitlines()[:2]) + "\n")
+    assert "Iterations 1" in visible(write_report(run).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("split.json", None, "not a run folder"),
+        ("config.yaml", "a: [", "config.yaml"),
+        ("versions.json", "[1]", "versions.json"),
+        ("validation.json", '{"cases": []}', "validation.json"),
+        ("log.csv", "iteration,loss\n", "log.csv"),
+    ],
+)
+def test_broken_runs_are_refused(run: Path, name: str, content: str | None, message: str) -> None:
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_missing_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such run folder"):
+        write_report(tmp_path / "absent")
+
+
+def body() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """RAS volume of 1 x 1 x 2 mm; one bright voxel right, anterior and superior of a structure."""
+    label = np.zeros((20, 24, 12), np.int16)
+    label[8:12, 9:15, 4:8] = 1
+    image = np.random.default_rng(0).random(label.shape).astype(np.float32)
+    image[14, 17, 9] = 100
+    return image, label, np.diag([1.0, 1.0, 2.0, 1.0])
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL"])
+def test_planes_are_radiological_in_any_storage_order(codes: str) -> None:
+    image, label, affine = body()
+    stored = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+    )
+    turned = [nib.Nifti1Image(array, affine).as_reoriented(stored) for array in (image, label)]
+    arrays = [np.asarray(item.dataobj) for item in turned]
+    figure = plot_planes(arrays[0], arrays[1], arrays[1], turned[0].affine, [1])
+    expected = plot_planes(image, label, label, affine, [1])
+    for axes, same in zip(figure.axes, expected.axes, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), same.images[0].get_array())
+        assert axes.images[0].get_extent() == pytest.approx(same.images[0].get_extent())
+
+
+def test_planes_put_right_on_the_left_and_keep_the_aspect() -> None:
+    image, label, affine = body()
+    label[14, 17, 9] = 1  # the slices stay where the block is largest
+    image[14, 17, :] = image[14, :, 9] = image[:, 17, 9] = 100
+    axial, coronal, sagittal = plot_planes(image, label, label, affine, [1]).axes
+    for axes in (axial, coronal, sagittal):
+        rows, columns = axes.images[0].get_array().shape
+        row, column = np.unravel_index(axes.images[0].get_array().argmax(), (rows, columns))
+        assert column < columns / 2  # right, or anterior in the sagittal plane
+        assert row > rows / 2  # upwards: anterior, or superior
+        left, right, bottom, top = axes.images[0].get_extent()
+        assert right - left == pytest.approx(columns)
+        assert top - bottom == pytest.approx(rows * (1 if axes is axial else 2))
+        assert axes.get_aspect() == 1
+    letters = [[text.get_text() for text in axes.texts] for axes in (axial, coronal, sagittal)]
+    assert letters == [list("RLAP"), list("RLSI"), list("APSI")]
+
+
+def test_real_scan_can_be_drawn(real_data: Path) -> None:
+    folder = real_data / "hippocampus"
+    image = read_image([folder / "imagesTr" / "hippocampus_001.nii.gz"])
+    label = read_label(folder / "labelsTr" / "hippocampus_001.nii.gz").array
+    figure = plot_planes(image.array[0], label, np.roll(label, 1, axis=0), image.affine, [1, 2])
+    assert len(data_uri(figure, "png")) < 1e6
+
+
+def test_view_is_cut_to_the_structures() -> None:
+    label = np.zeros((200, 200, 100), np.int16)
+    label[150:160, 20:30, 50:60] = 1
+    image = np.zeros(label.shape, np.float32)
+    for axes in plot_planes(image, label, label, np.eye(4), [1]).axes:
+        assert max(axes.images[0].get_array().shape) < 40
+
+
+def test_empty_reference_and_empty_pair_can_be_drawn() -> None:
+    image, label, affine = body()
+    empty = np.zeros_like(label)
+    assert "slice 5 of 12" in plot_planes(image, empty, label, affine, [1]).axes[0].get_title()
+    assert "slice 7 of 12" in plot_planes(image, empty, empty, affine, [1]).axes[0].get_title()
+
+
+def test_curves_keep_spikes_and_do_not_bend_a_straight_line() -> None:
+    iteration = np.arange(1.0, 6001)
+    loss = iteration / 6000
+    loss[3210] = 9.0
+    log = {
+        "iteration": iteration,
+        "seconds": iteration,
+        "learning_rate": np.full(6000, 0.01),
+        "straight": iteration / 6000,
+        "total": loss,
+        "unused": np.full(6000, np.nan),
+        "val_dice": np.where(iteration % 500 == 0, 0.5, np.nan),
+    }
+    panels = {axes.get_title(loc="left"): axes for axes in plot_curves(log).axes}
+    assert list(panels) == ["straight", "total", "learning rate", "validation Dice (%)"]
+    raw, _ = panels["total"].lines
+    assert raw.get_ydata().max() == 9.0
+    assert len(raw.get_xdata()) <= 800
+    assert panels["total"].get_ylim()[1] < 2
+    _, smooth = panels["straight"].lines
+    np.testing.assert_allclose(smooth.get_ydata(), smooth.get_xdata() / 6000)
+    assert len(panels["validation Dice (%)"].lines[0].get_xdata()) == 12
