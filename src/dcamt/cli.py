@@ -58,7 +58,7 @@ def demo(
 @app.command()
 def inspect(
     dataset: DatasetFolder,
-    splits: Annotated[Path | None, typer.Option(help="Splits file; hides labels.")] = None,
+    splits: Annotated[Path | None, typer.Option(help="Splits file: hide labels.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     every: Annotated[bool, typer.Option("--all", help="List every case.")] = False,
 ) -> None:
@@ -73,7 +73,7 @@ def inspect(
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
         Console().print(render(found, every))
-    if found.problems:
+    if found.errors:
         raise typer.Exit(2)
 
 

@@ -22,8 +22,8 @@ def method_cost(
     """
     if method not in METHODS:
         raise InputError(f"method '{method}' is unknown; known methods: {', '.join(METHODS)}")
-    if any(size < STRIDE or size % STRIDE for size in patch):
-        raise InputError(f"--patch {list(patch)}: every side must be a multiple of {STRIDE}")
+    if len(patch) != 3 or any(size < STRIDE or size % STRIDE for size in patch):
+        raise InputError(f"--patch {list(patch)}: give three sides, each a multiple of {STRIDE}")
     with torch.device("meta"):
         kind = METHODS[method]
         model = kind(kind.Config(), lambda: VNet(channels, classes, width)).eval()

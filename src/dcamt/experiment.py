@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from dcamt.config import Config, MethodConfig, load_config, save_config, validated
-from dcamt.data.dataset import Split, choose_split, find_classes, hide_labels, read_dataset
+from dcamt.data.dataset import find_classes, read_dataset
 from dcamt.data.patches import Batches
 from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import Prepared, prepare
+from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.engine import checkpoint
 from dcamt.engine.train import make_fabric, train
 from dcamt.errors import InputError

@@ -11,14 +11,12 @@ import pytest
 from dcamt.data.dataset import (
     Case,
     Dataset,
-    Split,
     check_label_values,
-    choose_split,
     find_classes,
-    hide_labels,
     read_dataset,
     scan_dataset,
 )
+from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.volume import Volume
 from dcamt.errors import InputError
 

@@ -12,15 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dcamt.data.dataset import (
-    Case,
-    Dataset,
-    check_label_values,
-    choose_split,
-    classes_from_values,
-    hide_labels,
-    scan_dataset,
-)
+from dcamt.data.dataset import Case, Dataset, check_label_values, classes_from_values, scan_dataset
+from dcamt.data.split import choose_split, hide_labels
 from dcamt.data.volume import Volume, check_channels, check_same_grid, read_image, read_label
 from dcamt.errors import InputError
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """``|x_i - y_j|^2``, ``(N, M)``."""
-    products = x @ y.T
-    return (x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * products).clamp(min=0)
+    """``|x_i - y_j|^2``, ``(N, M)``; in float32 even under autocast, where it would cancel out."""
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = x.float(), y.float()
+        products = x @ y.T
+        return (x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * products).clamp(min=0)
 
 
 def mmd(teacher: Tensor, student: Tensor, bandwidths: Sequence[float] = (1.0,)) -> Tensor:

@@ -1,0 +1,154 @@
+"""Which cases train with their label, which without it, and which validate."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from dcamt.data.dataset import Dataset, read_json
+from dcamt.data.volume import nifti_stem
+from dcamt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names by use. Labels of `unlabeled` and whole cases of `test` stay unseen."""
+
+    labeled: tuple[str, ...]
+    unlabeled: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...] = ()
+
+
+def choose_split(
+    dataset: Dataset,
+    splits_file: Path | None,
+    labeled: int | Literal["all"] | None,
+    seed: int,
+    val_fraction: float,
+) -> Split:
+    """Decide which cases train with their label, without it, or validate.
+
+    With a splits file its lists are used; `labeled` = N then keeps the label of the first N of
+    its labelled and unlabelled cases that have one, "all" every label there is. Without it, a
+    share `val_fraction` of the labelled cases validates (at least one of five or more), and N of
+    the others, drawn by `seed`, are labelled: more labels extend the same draw, and validation
+    stays the same.
+    Raises InputError for unusable files and counts.
+    """
+    if isinstance(labeled, int) and labeled < 1:
+        raise InputError(f"labelled cases asked for: {labeled}; ask for at least 1")
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"the share of validation cases is {val_fraction}; give 0 <= share < 1")
+    if splits_file is None:
+        count = None if labeled == "all" else labeled
+        split = _draw_split(dataset, count, seed, val_fraction)
+    else:
+        split = _keep_first(dataset, _read_splits(dataset, splits_file), labeled)
+    if not split.labeled:
+        raise InputError(
+            f"{splits_file or dataset.root}: no labelled case is left to train on; add label files "
+            "or take fewer cases for validation"
+        )
+    return split
+
+
+def hide_labels(dataset: Dataset, split: Split) -> Dataset:
+    """The data set as training may see it.
+
+    Cases of `unlabeled` lose their label's path; cases of `test`, and those that the split does
+    not mention, are dropped.
+    """
+    keep = {*split.labeled, *split.val}
+    seen = {*keep, *split.unlabeled}
+    cases = (
+        case if case.name in keep else replace(case, label=None)
+        for case in dataset.cases
+        if case.name in seen
+    )
+    return replace(dataset, cases=tuple(cases))
+
+
+def _read_splits(dataset: Dataset, path: Path) -> Split:
+    """The lists of a splits file, checked against the data set."""
+    content = read_json(path)
+    allowed = [field.name for field in fields(Split)]
+    wrong = [key for key in content if key not in allowed]
+    wrong += [key for key in ("labeled", "unlabeled", "val") if key not in content]
+    if wrong:
+        raise InputError(
+            f"{path}: {', '.join(map(repr, wrong))} is unknown or missing; a splits file has the "
+            "lists labeled, unlabeled, val and, if wanted, test"
+        )
+    lists = {}
+    for key, names in content.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: {key!r} must be a list of case names; correct it")
+        lists[key] = tuple(nifti_stem(name) or name for name in names)
+    _check_splits(dataset, path, lists)
+    return Split(**lists)
+
+
+def _check_splits(dataset: Dataset, path: Path, lists: dict[str, tuple[str, ...]]) -> None:
+    has_label = {case.name: case.label is not None for case in dataset.cases}
+    names = [name for key in lists for name in lists[key]]
+    unknown = [name for name in names if name not in has_label]
+    if unknown:
+        raise InputError(
+            f"{path}: {_some(unknown)} not in {dataset.root}; correct the names, which are file "
+            "names without channel number and ending"
+        )
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(f"{path}: {_some(repeated)} listed more than once; list each case once")
+    for key in ("labeled", "val", "test"):
+        bare = [name for name in lists.get(key, ()) if not has_label[name]]
+        if bare:
+            raise InputError(
+                f"{path}: {_some(bare)} in {key!r} without a label file; add the labels or move "
+                "the cases to 'unlabeled'"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def _keep_first(dataset: Dataset, split: Split, labeled: int | Literal["all"] | None) -> Split:
+    """Label the first `labeled` of the training cases in the order of the splits file."""
+    if labeled is None:
+        return split
+    has_label = {case.name for case in dataset.cases if case.label is not None}
+    training = split.labeled + split.unlabeled
+    chosen = [name for name in training if name in has_label]
+    if labeled != "all":
+        _check_count(labeled, len(chosen))
+        chosen = chosen[:labeled]
+    rest = tuple(name for name in training if name not in chosen)
+    return replace(split, labeled=tuple(chosen), unlabeled=rest)
+
+
+def _draw_split(dataset: Dataset, labeled: int | None, seed: int, val_fraction: float) -> Split:
+    names = [case.name for case in dataset.cases if case.label is not None]
+    val_count = 0
+    if len(names) >= 5 and val_fraction > 0:
+        val_count = max(1, round(val_fraction * len(names)))
+    random.Random(seed).shuffle(names)
+    val, training = names[:val_count], names[val_count:]
+    if labeled is not None:
+        _check_count(labeled, len(training))
+        training = training[:labeled]
+    rest = {case.name for case in dataset.cases} - {*val, *training}
+    return Split(tuple(sorted(training)), tuple(sorted(rest)), tuple(sorted(val)))
+
+
+def _check_count(wanted: int, available: int) -> None:
+    if wanted > available:
+        raise InputError(
+            f"labelled cases asked for: {wanted}, with a label and not used otherwise: "
+            f"{available}; ask for fewer"
+        )
