@@ -17,7 +17,7 @@ from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.engine import checkpoint
-from dcamt.engine.train import make_fabric, train
+from dcamt.engine.train import choose_device, make_fabric, train
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate, write_json
 from dcamt.files import write_text
@@ -205,13 +205,11 @@ def _check_classes(cases: list[Prepared], classes: tuple[str, ...]) -> None:
 
 
 def _versions(config: Config) -> dict[str, str]:
-    versions = {name: version(name) for name in _VERSIONS}
-    fabric = make_fabric(config.device, config.train.precision)
-    device = "CPU" if fabric.device.type == "cpu" else torch.cuda.get_device_name()
+    accelerator, precision = choose_device(config.device, config.train.precision)
+    device = torch.cuda.get_device_name() if accelerator == "cuda" else "CPU"
     return {
-        **versions,
+        **{name: version(name) for name in _VERSIONS},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": f"{device}, {torch.get_num_threads()} threads",
-        "precision": str(fabric._precision.precision),
+        "device": f"{device}, {torch.get_num_threads()} threads, {precision}",
     }

@@ -22,7 +22,7 @@ def voxels(mask: Tensor) -> Iterator[tuple[int, ...]]:
 
 def softmax(logits: Tensor, at: tuple[int, ...], tau: float = 1.0) -> list[float]:
     b, x, y, z = at
-    powers = [math.exp(float(value) / tau) for value in logits[b, :, x, y, z]]
+    powers = [math.exp(float(value) / tau) for value in logits.detach()[b, :, x, y, z]]
     return [power / sum(powers) for power in powers]
 
 

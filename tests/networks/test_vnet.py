@@ -56,14 +56,15 @@ def test_shapes(channels: int, classes: int, width: int, size: tuple[int, int, i
 
 def test_forward_is_decode_of_encode_and_the_skips_matter() -> None:
     torch.manual_seed(0)
-    network = VNet(1, 2, 2).eval()
+    network = VNet(1, 2, 2)
     image = torch.randn(1, 1, 32, 16, 16)
-    features, skips = network.encode(image)
     with torch.no_grad():
-        torch.testing.assert_close(network.decode(features, skips), network(image))
+        features, skips = network.encode(image)
+        whole = network(image)
+        torch.testing.assert_close(network.decode(features, skips), whole)
         for level in range(4):
             without = [s * (i != level) for i, s in enumerate(skips)]
-            assert not torch.allclose(network.decode(features, without), network(image))
+            assert not torch.allclose(network.decode(features, without), whole, atol=1e-3)
 
 
 def test_an_axis_is_never_swapped() -> None:

@@ -92,14 +92,14 @@ def draw_phantom(
     """
     if classes not in (2, 3):
         raise InputError(f"phantoms have 2 or 3 classes, not {classes}: choose one of these")
-    scan = _rotation(rng, 12) @ np.diag([-1.0, 1.0, 1.0])
+    scan = _rotation(rng, 8) @ np.diag([-1.0, 1.0, 1.0])
     affine = np.eye(4)
     affine[:3, :3] = scan @ np.diag(spacing)
     affine[:3, 3] = rng.uniform(-60, 60, 3)
 
     axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(size, spacing, strict=True)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    body = (grid @ scan.T - rng.uniform(-4, 4, 3)) @ _rotation(rng, 15)
+    body = (grid @ scan.T - rng.uniform(-3, 3, 3)) @ _rotation(rng, 9)
 
     atrium = _blob(rng, body, np.zeros(3), rng.uniform([10, 8, 9], [15, 12, 13]))
     veins = _veins(rng, body)
@@ -184,13 +184,13 @@ def _neighbours(rng: Generator, points: Array) -> list[Array]:
     below, bend, above = np.array([[0, 0, -40], [0, 0, 0], [0, 0, 40]]) + np.append(
         rng.uniform([-12, -20], [2, -15]), 0
     )
-    aorta_path = _arc(below, bend + 2 * jitter[2], above, 40)
-    aorta = _tube(points, aorta_path, np.full(40, rng.uniform(3.5, 5.5)))
+    aorta_path = _arc(below, bend + 2 * jitter[2], above, 30)
+    aorta = _tube(points, aorta_path, np.full(30, rng.uniform(3.5, 5.5)))
     left, arch, right = np.array([[-40, 0, 0], [0, 12, 0], [40, 0, 0]]) + np.append(
         [0, 0], rng.uniform(14, 18)
     )
-    artery_path = _arc(left, arch + 2 * jitter[3], right, 40)
-    artery = _tube(points, artery_path, np.full(40, rng.uniform(3, 5)))
+    artery_path = _arc(left, arch + 2 * jitter[3], right, 30)
+    artery = _tube(points, artery_path, np.full(30, rng.uniform(3, 5)))
     return [ventricle, right_atrium, aorta, artery]
 
 
@@ -205,30 +205,31 @@ def _texture(rng: Generator, size: tuple[int, ...], sigma: float) -> Array:
 def _scan(rng: Generator, points: Array, atrium: Array) -> Array:
     """Magnitude image (X, Y, Z) of the heart: tissues, bias field, Rician noise, unknown gain."""
     size = atrium.shape
-    muscle = rng.uniform(0.3, 0.5)
-    blood = muscle + rng.uniform(0.25, 0.6)
+    muscle = rng.uniform(0.35, 0.5)
+    blood = muscle + rng.uniform(0.3, 0.6)
     image = muscle + 0.07 * _texture(rng, size, 1) + 0.08 * _texture(rng, size, 3)
 
-    def paint(distance: Array, level: float, roughness: float) -> None:
+    grain = 0.05 * _texture(rng, size, 2)
+
+    def paint(distance: Array, level: float) -> None:
         inside = np.clip(0.5 - distance / 1.5, 0, 1)  # partial volume over 1.5 mm
-        tissue = level + roughness * _texture(rng, size, 2)
-        image[:] = (1 - inside) * image + inside * tissue
+        image[:] = (1 - inside) * image + inside * (level + grain)
 
     fat = 5 * (rng.uniform(0.6, 1.2) - _texture(rng, size, 3.5))
-    paint(fat, blood * rng.uniform(0.8, 1.2), 0.05)
+    paint(fat, blood * rng.uniform(0.8, 1.2))
     lung = rng.uniform(20, 26) - np.abs(points[..., 0]) + 3 * _texture(rng, size, 5)
-    paint(lung, 0.1, 0.03)
+    paint(lung, 0.1)
 
     wall = rng.uniform(0.8, 2.0)
     for neighbour in _neighbours(rng, points):
-        paint(neighbour - 1.5, muscle * rng.uniform(0.8, 1.1), 0.04)
+        paint(neighbour - 1.5, muscle * rng.uniform(0.8, 1.1))
         apart = np.maximum(neighbour, wall - atrium)
-        paint(apart, blood * rng.uniform(0.75, 1.15), 0.05)
-    paint(atrium - wall, muscle * rng.uniform(0.8, 1.1), 0.04)
-    paint(atrium, blood, 0.05)
+        paint(apart, blood * rng.uniform(0.75, 1.1))
+    paint(atrium - wall, muscle * rng.uniform(0.8, 1.1))
+    paint(atrium, blood)
 
-    slope, curvature = rng.normal(0, 0.012, 3), rng.normal(0, 0.0004, 3)
+    slope, curvature = rng.normal(0, 0.009, 3), rng.normal(0, 0.0003, 3)
     image *= np.exp(points @ slope + points**2 @ curvature)
-    noise = rng.uniform(0.04, 0.11) * rng.standard_normal((2, *size))
+    noise = rng.uniform(0.04, 0.09) * rng.standard_normal((2, *size))
     magnitude: Array = rng.uniform(200, 800) * np.hypot(image + noise[0], noise[1])
     return magnitude

@@ -1,5 +1,6 @@
 """The training loop, the same for every method."""
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from dcamt.config import TrainConfig
 from dcamt.data.patches import Batches
 from dcamt.engine import checkpoint
 from dcamt.engine.log import TrainingLog
+from dcamt.errors import InputError
 from dcamt.methods.method import Method, Progress
 from dcamt.networks.vnet import channels_last
 
@@ -53,14 +55,24 @@ class Update:
             optimizer.step()
 
 
-def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
-    """``auto`` is a GPU in bfloat16 where there is one, else the CPU in float32."""
-    accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(device, device)
+def choose_device(device: str, precision: str) -> tuple[str, str]:
+    """Resolve ``auto``: a GPU in bfloat16 where there is one, else the CPU in float32."""
+    present = torch.cuda.is_available()
+    if device == "cuda" and not present:
+        raise InputError("device = cuda: PyTorch sees no GPU here; use --device cpu or auto")
+    accelerator = "cuda" if present and device != "cpu" else "cpu"
     if precision == "auto":
         precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    return accelerator, precision
+
+
+def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
+    """Fabric on the resolved device; InputError if it is not there."""
+    accelerator, resolved = choose_device(device, precision)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    kind: Any = resolved
     strategy = "ddp" if devices > 1 else "auto"
-    chosen: Any = precision
-    return Fabric(accelerator=accelerator, devices=devices, precision=chosen, strategy=strategy)
+    return Fabric(accelerator=accelerator, devices=devices, precision=kind, strategy=strategy)
 
 
 def learning_rate(train: TrainConfig, iteration: int) -> float:

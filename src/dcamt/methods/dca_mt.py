@@ -45,10 +45,11 @@ class DCAMT(Method):
         """Options; the paper's symbols in brackets.
 
         ``components``: the rows of the ablation (Tables 1-2). ``units``: what L_feat compares,
-        pooled samples or bottleneck voxels. ``teacher``: moved by its ``gradient``, by the ``ema``
-        of the student, or by ``both``, gradient first. The decay is ``ema_early`` until
-        ``ema_switch`` of the run and ``ema_late`` after. ``ramp``: fraction of the run over which
-        the unlabelled terms reach full weight.
+        pooled samples or bottleneck voxels; a token is foreground if that class fills
+        ``foreground_share`` of the voxels below it (0.5: by majority). ``teacher``: moved by its
+        ``gradient``, by the ``ema`` of the student, or by ``both``, gradient first. The decay is
+        ``ema_early`` until ``ema_switch`` of the run and ``ema_late`` after. ``ramp``: fraction of
+        the run over which the unlabelled terms reach full weight.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -56,6 +57,7 @@ class DCAMT(Method):
         head_size: PositiveInt = 32
         shared_attention: bool = False
         units: Literal["tokens", "samples"] = "tokens"
+        foreground_share: Fraction = 0.1
         bandwidths: tuple[PositiveFloat, ...] = (1.0,)
         mmd_weight: float = 1.0  # a
         intra_weight: float = 0.5  # b
@@ -108,7 +110,8 @@ class DCAMT(Method):
         ramp = at.ramp(c.ramp)
         if "alignment" in self.uses:
             classes = self._classes(logits_t, batch)
-            t, s, classes = items(features_t, features_s, classes, self.student.classes, c.units)
+            votes = one_hot(classes, self.student.classes)
+            t, s, classes = items(features_t, features_s, votes, c.units, c.foreground_share)
             terms["mmd"] = mmd(t, s, c.bandwidths)
             terms["intra"], terms["inter"] = intra_inter(t, s, classes)
             loss = loss + ramp * (
@@ -146,28 +149,34 @@ class DCAMT(Method):
         return torch.cat([batch.label_l, guess])
 
 
+def one_hot(classes: Tensor, count: int) -> Tensor:
+    """``(B, X, Y, Z)`` with IGNORE to ``(B, count, X, Y, Z)`` float; IGNORE is no class at all."""
+    hot = F.one_hot(classes.clamp(min=0), count) * (classes != IGNORE).unsqueeze(-1)
+    return hot.movedim(-1, 1).float()
+
+
 def items(
-    teacher: Tensor, student: Tensor, classes: Tensor, count: int, units: str
+    teacher: Tensor, student: Tensor, voxels: Tensor, units: str, share: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Feature rows ``(N, D)`` of both branches and their classes ``(N,)``.
 
-    ``teacher``, ``student``: ``(B, D, x, y, z)``; ``classes``: ``(B, X, Y, Z)``, values below
-    ``count`` or IGNORE.
-    ``tokens``: one item per bottleneck voxel, class by majority of the voxels below it; those with
-    nothing but IGNORE below are left out. ``samples``: one item per patch, features pooled, class
-    the most frequent foreground class present, else background (the paper's reading).
+    ``teacher``, ``student``: ``(B, D, x, y, z)``; ``voxels``: one-hot classes ``(B, K, X, Y, Z)``.
+    ``tokens``: one item per bottleneck voxel; its class is the most frequent foreground class if
+    that fills at least ``share`` of the known voxels below, else background; a token with nothing
+    known below is left out. ``samples``: one item per patch, features pooled, class the most
+    frequent foreground class present, else background (the paper's reading).
     """
-    one_hot = F.one_hot(classes.clamp(min=0), count).float()
-    one_hot = (one_hot * (classes != IGNORE).unsqueeze(-1)).movedim(-1, 1)
     if units == "samples":
-        votes = one_hot.sum((2, 3, 4))
-        foreground = votes[:, 1:]
-        label = torch.where(foreground.sum(1) > 0, foreground.argmax(1) + 1, 0)
-        return teacher.float().mean((2, 3, 4)), student.float().mean((2, 3, 4)), label
-    votes = F.avg_pool3d(one_hot, STRIDE).movedim(1, -1).flatten(0, 3)
-    seen = votes.sum(1) > 0
+        foreground = voxels[:, 1:].sum((2, 3, 4))
+        classes = torch.where(foreground.sum(1) > 0, foreground.argmax(1) + 1, 0)
+        return teacher.float().mean((2, 3, 4)), student.float().mean((2, 3, 4)), classes
+    votes = F.avg_pool3d(voxels, STRIDE).movedim(1, -1).flatten(0, 3)
+    known = votes.sum(1)
+    most, foreground = votes[:, 1:].max(1)
+    classes = torch.where((most > 0) & (most >= share * known), foreground + 1, 0)
+    seen = known > 0
 
     def rows(features: Tensor) -> Tensor:
         return features.float().movedim(1, -1).flatten(0, 3)[seen]
 
-    return rows(teacher), rows(student), votes.argmax(1)[seen]
+    return rows(teacher), rows(student), classes[seen]

@@ -1,0 +1,303 @@
+"""DCA-MT: its terms, its weights, its teacher and its items."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dcamt.losses.alignment import intra_inter, mmd
+from dcamt.losses.consistency import distillation
+from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.methods.dca_mt import DCAMT, items
+from dcamt.methods.method import Progress
+from dcamt.networks.vnet import STRIDE
+
+SUPERVISED = {"supervised_teacher", "supervised_student"}
+ALIGNMENT = {"mmd", "intra", "inter"}
+DISTILLATION = {"to_student", "to_teacher"}
+WEIGHTS = {"mmd": 1.1, "intra": 0.6, "inter": 0.2, "to_student": 0.9, "to_teacher": 0.4}
+
+
+def test_defaults_are_the_published_ones() -> None:
+    c = DCAMT.Config()
+    assert (c.mmd_weight, c.intra_weight, c.inter_weight) == (1.0, 0.5, 0.1)
+    assert (c.to_student, c.to_teacher) == (1.0, 0.3)
+    assert (c.ema_early, c.ema_late) == (0.99, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("components", "terms", "attention"),
+    [
+        ("base", SUPERVISED, False),
+        ("loss", SUPERVISED | ALIGNMENT, False),
+        ("cross-attention", SUPERVISED, True),
+        ("mutual", SUPERVISED | DISTILLATION, False),
+        ("all", SUPERVISED | ALIGNMENT | DISTILLATION, True),
+    ],
+)
+def test_each_row_of_the_ablation_has_its_terms(
+    components, terms, attention, build, plain_update, batch
+) -> None:
+    """The loss is the weighted sum of exactly these terms; the ramp holds the unlabelled ones."""
+    at = Progress(100, 1000)  # a quarter of the way up a ramp over 0.4 of the run
+    ramp = 2.718281828 ** (-5 * 0.75**2)
+    options = {k if k in DISTILLATION else f"{k}_weight": w for k, w in WEIGHTS.items()}
+    method = build(DCAMT, components=components, ramp=0.4, **options).train()
+    assert (method.exchange is not None) == attention
+    assert any(name.startswith("exchange.") for name, _ in method.named_parameters()) == attention
+    update = plain_update(method)
+    found = method.step(batch, at, update)
+    assert found.keys() == terms
+    expected = sum(
+        value.item() * (1 if name in SUPERVISED else ramp * WEIGHTS[name])
+        for name, value in found.items()
+    )
+    assert update.losses == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_unlabelled_terms_hardly_count_at_the_start(build, plain_update, batch) -> None:
+    method = build(DCAMT, ramp=0.4).train()
+    update = plain_update(method)
+    terms = method.step(batch, Progress(0, 1000), update)
+    supervised = sum(terms[name].item() for name in SUPERVISED)
+    rest = sum(abs(terms[name].item()) for name in ALIGNMENT | DISTILLATION)
+    assert rest > 0
+    assert abs(update.losses[0] - supervised) <= 0.007 * rest
+
+
+@pytest.mark.parametrize("units", ["tokens", "samples"])
+def test_terms_are_the_equations_on_both_branches(units, build, plain_update, batch) -> None:
+    options = {"units": units, "temperature": 2.0, "bandwidths": [0.5, 2.0]}
+    method = build(DCAMT, **options).train()
+    image = torch.cat([batch.image_l, batch.image_u])
+    with torch.no_grad():
+        logits_t, logits_s, features_t, features_s = method(image, image)
+    guess = logits_t[2:].argmax(1).masked_fill(~batch.inside_u, IGNORE)
+    classes = torch.cat([batch.label_l, guess])
+    t, s, classes = items(features_t, features_s, classes, 2, units)
+    intra, inter = intra_inter(t, s, classes)
+    expected = {
+        "supervised_teacher": dice_ce(logits_t[:2], batch.label_l),
+        "supervised_student": dice_ce(logits_s[:2], batch.label_l),
+        "mmd": mmd(t, s, (0.5, 2.0)),
+        "intra": intra,
+        "inter": inter,
+        "to_student": distillation(logits_s[2:], logits_t[2:], batch.inside_u, 2.0),
+        "to_teacher": distillation(logits_t[2:], logits_s[2:], batch.inside_u, 2.0),
+    }
+    found = method.step(batch, Progress(0, 1000), plain_update(method))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].detach(), value, rtol=1e-4, atol=1e-6)
+    assert expected["to_student"] > 0
+
+
+def test_the_label_is_used_where_there_is_one(build, batch) -> None:
+    """Class of an item: the label of a labelled patch, the teacher's guess in the others."""
+    method = build(DCAMT)
+    logits = torch.zeros(4, 2, 32, 16, 16)
+    logits[:, 1] = 1.0  # the teacher says foreground everywhere
+    classes = method._classes(logits, batch)
+    assert torch.equal(classes[:2], batch.label_l)
+    assert (classes[2:][batch.inside_u] == 1).all()
+    assert (classes[2:][~batch.inside_u] == IGNORE).all()
+    assert (~batch.inside_u).any()
+
+
+# The teacher
+
+
+def teacher_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("teacher."): v for k, v in state.items() if k.startswith("teacher.")}
+
+
+def student_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
+
+
+@pytest.mark.parametrize("components", ["base", "all"])
+@pytest.mark.parametrize("teacher", ["gradient", "ema", "both"])
+@pytest.mark.parametrize(("iteration", "decay"), [(49, 0.99), (50, 0.999)])
+def test_how_the_teacher_moves(
+    teacher, components, iteration, decay, build, plain_update, weights, batch
+) -> None:
+    """By its gradient, by the average of the student, or by the first and then the second."""
+    method = build(DCAMT, teacher=teacher, components=components).train()
+    with torch.no_grad():  # apart from the student, or an average would show nothing
+        for p in method.teacher.parameters():
+            p.add_(0.05)
+    before, update = weights(method), plain_update(method)
+    method.step(batch, Progress(iteration, 100), update)
+    (stepped,), after = update.states, weights(method)
+    by_gradient = teacher != "ema"
+    assert all(p.requires_grad == by_gradient for p in method.teacher.parameters())
+    assert all((p.grad is not None) == by_gradient for p in method.teacher.parameters())
+    assert (not equal(teacher_of(before), teacher_of(stepped))) == by_gradient
+    assert not equal(student_of(before), student_of(stepped))
+    assert equal(student_of(stepped), student_of(after)), "the student follows nobody"
+    student = student_of(after)
+    for key, value in teacher_of(stepped).items():
+        pulled = decay * value + (1 - decay) * student[key]
+        expected = value if teacher == "gradient" else pulled
+        torch.testing.assert_close(teacher_of(after)[key], expected, rtol=1e-5, atol=1e-7)
+    assert equal(teacher_of(stepped), teacher_of(after)) == (teacher == "gradient")
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_an_averaged_teacher_starts_as_the_student(build, weights) -> None:
+    state = weights(build(DCAMT, teacher="ema"))
+    assert equal(teacher_of(state), student_of(state))
+    state = weights(build(DCAMT, teacher="gradient"))
+    assert not equal(teacher_of(state), student_of(state))
+
+
+@pytest.mark.parametrize("to_student", [True, False])
+def test_each_direction_of_distillation_moves_its_learner_only(
+    to_student, build, plain_update, weights, batch
+) -> None:
+    weight = {"to_student": float(to_student), "to_teacher": float(not to_student)}
+    method = build(DCAMT, components="mutual", **weight).train()
+    batch.label_l.fill_(IGNORE)  # no supervision: only distillation is left
+    before, update = weights(method), plain_update(method)
+    method.step(batch, Progress(900, 1000), update)
+    after = weights(method)
+    assert equal(teacher_of(before), teacher_of(after)) == to_student
+    assert equal(student_of(before), student_of(after)) != to_student
+
+
+# Prediction and input noise
+
+
+@torch.no_grad()
+def test_prediction_is_the_mean_of_teacher_and_student(build, batch) -> None:
+    method = build(DCAMT, components="base").eval()
+    teacher = method.teacher(batch.image_u).softmax(1)
+    student = method.student(batch.image_u).softmax(1)
+    branches = method.branches(batch.image_u)
+    torch.testing.assert_close(branches, torch.stack([teacher, student]))
+    torch.testing.assert_close(method.predict(batch.image_u), (teacher + student) / 2)
+
+
+@torch.no_grad()
+def test_prediction_exchanges_features(build, batch) -> None:
+    method = build(DCAMT, components="cross-attention").train()
+    teacher = method.teacher(batch.image_u).softmax(1)
+    assert not torch.allclose(method.branches(batch.image_u)[0], teacher, atol=1e-3)
+    method.exchange.to_teacher.out.weight.zero_()
+    method.exchange.to_teacher.out.bias.zero_()
+    torch.testing.assert_close(method.branches(batch.image_u)[0], teacher)
+
+
+def test_noise_is_small_differs_by_branch_and_stays_out_of_prediction(
+    build, plain_update, batch
+) -> None:
+    method = build(DCAMT, noise=0.1, components="base").train()
+    seen: list[Tensor] = []
+    for branch in (method.teacher, method.student):
+        branch.encoder[0].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    method.step(batch, Progress(0, 10), plain_update(method))
+    image = torch.cat([batch.image_l, batch.image_u])
+    noise_t, noise_s = (x - image for x in seen)
+    for noise in (noise_t, noise_s):
+        assert noise.abs().max() <= 0.2 + 1e-5
+        assert 0.08 < noise.std() < 0.1
+    assert not torch.equal(noise_t, noise_s)
+    seen.clear()
+    method.predict(image)
+    assert all(torch.equal(x, image) for x in seen)
+
+
+# Items
+
+
+@pytest.fixture
+def pair() -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    shape = (2, 5, 2, 1, 2)
+    return torch.randn(shape, generator=random), torch.randn(shape, generator=random)
+
+
+@pytest.fixture
+def classes() -> Tensor:
+    """Blocks of mixed classes; the last bottleneck voxel of patch 0 has only padding below."""
+    random = torch.Generator().manual_seed(1)
+    shares = torch.tensor([[5, 3, 2], [2, 5, 3], [1, 2, 6], [6, 2, 2]], dtype=torch.float)
+    out = torch.empty(2, 2 * STRIDE, STRIDE, 2 * STRIDE, dtype=torch.long)
+    for b in range(2):
+        for n, (x, z) in enumerate((x, z) for x in range(2) for z in range(2)):
+            drawn = torch.multinomial(shares[(n + b) % 4], STRIDE**3, True, generator=random)
+            place = (slice(x * STRIDE, (x + 1) * STRIDE), slice(None))
+            out[(b, *place, slice(z * STRIDE, (z + 1) * STRIDE))] = drawn.reshape(3 * (STRIDE,))
+    out[0, STRIDE:, :, STRIDE:] = IGNORE
+    out[1, :STRIDE, :, :STRIDE].masked_fill_(out[1, :STRIDE, :, :STRIDE] == 1, IGNORE)
+    return out
+
+
+def test_tokens_are_bottleneck_voxels_with_the_majority_class(pair, classes) -> None:
+    teacher, student, found = items(*pair, classes, 3, "tokens")
+    rows_t, rows_s, labels = [], [], []
+    for b in range(2):
+        for x in range(2):
+            for z in range(2):
+                below = classes[
+                    b, x * STRIDE : (x + 1) * STRIDE, :, z * STRIDE : (z + 1) * STRIDE
+                ]
+                votes = Counter(v for v in below.flatten().tolist() if v != IGNORE)
+                if votes:
+                    rows_t.append(pair[0][b, :, x, 0, z])
+                    rows_s.append(pair[1][b, :, x, 0, z])
+                    labels.append(votes.most_common(1)[0][0])
+    assert len(labels) == 7
+    assert set(labels) == {0, 1, 2}
+    assert found.tolist() == labels
+    assert torch.equal(teacher, torch.stack(rows_t))
+    assert torch.equal(student, torch.stack(rows_s))
+
+
+def test_samples_are_pooled_patches_with_their_main_foreground(pair, classes) -> None:
+    classes = classes.clone()
+    classes[0][classes[0] == 1] = 0  # background is most of patch 0, and 2 its foreground
+    teacher, student, found = items(*pair, classes, 3, "samples")
+    for rows, features in ((teacher, pair[0]), (student, pair[1])):
+        assert rows.shape == (2, 5)
+        for b in range(2):
+            for d in range(5):
+                mean = sum(features[b, d].flatten().tolist()) / 4
+                assert rows[b, d].item() == pytest.approx(mean, abs=1e-6)
+    labels = []
+    for patch in classes:
+        votes = Counter(v for v in patch.flatten().tolist() if v > 0)
+        labels.append(votes.most_common(1)[0][0])
+    assert found.tolist() == labels
+    assert labels[0] == 2
+    nothing = torch.zeros_like(classes)
+    assert items(*pair, nothing, 3, "samples")[2].tolist() == [0, 0]
+
+
+def test_items_keep_the_gradient(pair, classes) -> None:
+    for units in ("tokens", "samples"):
+        teacher = pair[0].clone().requires_grad_()
+        items(teacher, pair[1], classes, 3, units)[0].sum().backward()
+        assert teacher.grad.abs().max() > 0
+
+
+def test_five_rows_share_their_start(build, weights) -> None:
+    """The networks of every row of the ablation start from the same weights."""
+    rows = [
+        weights(build(DCAMT, components=row, seed=3))
+        for row in ("base", "loss", "cross-attention", "mutual", "all")
+    ]
+    for row in rows[1:]:
+        assert equal(rows[0], row)
+
+
+def test_attention_has_the_configured_heads(build) -> None:
+    method = build(DCAMT, heads=2, head_size=8, shared_attention=True)
+    assert method.exchange.to_teacher is method.exchange.to_student
+    assert method.exchange.to_teacher.heads == 2
+    assert isinstance(method.exchange.to_teacher.query, nn.Linear)
+    assert method.exchange.to_teacher.query.out_features == 16

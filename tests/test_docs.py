@@ -1,0 +1,23 @@
+"""What the documents say must be what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def test_the_worked_example_is_the_real_file() -> None:
+    page = (ROOT / "docs" / "adding-a-method.md").read_text()
+    example = re.findall(r"```python\n(class MeanTeacher.*?)\n```", page, re.DOTALL)
+    assert len(example) == 1
+    assert example[0] in (ROOT / "src" / "dcamt" / "methods" / "mean_teacher.py").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
