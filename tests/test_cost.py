@@ -1,66 +1,91 @@
 """Counted cost against the paper's Table 4 and against a count by hand."""
 
+from itertools import pairwise
 from math import prod
 
 import pytest
 
-from dcamt import cost
 from dcamt.cost import method_cost
 from dcamt.errors import InputError
 from dcamt.methods import METHODS
 
 PATCH = (112, 112, 80)
+ENCODER, DECODER = (1, 2, 3, 3, 3), (1, 2, 3, 3)  # 3x3x3 convolutions at levels 0, 1, ...
+
+Sizes = tuple[int, int, int]
 
 
-def vnet_by_hand(patch: tuple[int, int, int], channels: int, classes: int, width: int) -> int:
-    """Multiply-accumulates of convolutions, plus two per normalised value."""
+def convolutions_by_hand(patch: Sizes, channels: int, classes: int, width: int) -> int:
+    """Multiply-accumulates of every convolution of a V-Net."""
     widths = [width * 2**level for level in range(5)]
-    sizes = [prod(side // 2**level for side in patch) for level in range(5)]
-    total = 0
-    for level, convolutions in enumerate((1, 2, 3, 3, 3)):
-        w, n = widths[level], sizes[level]
-        first = channels if level == 0 else w
-        total += n * 27 * w * (first + (convolutions - 1) * w) + 2 * n * w * convolutions
-        if level > 0:  # down: 2x2x2 from the level above
-            total += n * 8 * widths[level - 1] * w + 2 * n * w
-    for level, convolutions in ((3, 3), (2, 3), (1, 2), (0, 1)):
-        w, n = widths[level], sizes[level]
-        total += sizes[level + 1] * 8 * widths[level + 1] * w + 2 * n * w  # up
-        total += n * 27 * w * w * convolutions + 2 * n * w * convolutions
-    return total + sizes[0] * width * classes
+    voxels = [prod(side // 2**level for side in patch) for level in range(5)]
+    inputs = [channels, *widths[1:]]
+    total = voxels[0] * width * classes
+    for n, w, c, count in zip(voxels, widths, inputs, ENCODER, strict=True):
+        total += n * 27 * (c * w + (count - 1) * w * w)
+    for n, w, count in zip(voxels, widths, DECODER, strict=False):
+        total += n * 27 * w * w * count
+    for fine, coarse in pairwise(range(5)):  # down, and up again
+        total += 2 * voxels[coarse] * 8 * widths[fine] * widths[coarse]
+    return total
+
+
+def batch_norm_by_hand(patch: Sizes, width: int) -> int:
+    """Two for each value of the output of 29 layers."""
+    layers = (1 + 1 + 1, 2 + 1 + 1 + 2, 3 + 1 + 1 + 3, 3 + 1 + 1 + 3, 3 + 1)
+    return sum(
+        2 * count * width * 2**level * prod(side // 2**level for side in patch)
+        for level, count in enumerate(layers)
+    )
 
 
 def test_vnet_costs_what_the_paper_says() -> None:
+    convolutions, norm = convolutions_by_hand(PATCH, 1, 2, 16), batch_norm_by_hand(PATCH, 16)
+    assert (round(convolutions / 1e9, 3), round(norm / 1e9, 3)) == (40.109, 0.165)
     found = method_cost("vnet", PATCH)
-    assert found["parameters"] == 9_448_866
-    assert found["macs"] == vnet_by_hand(PATCH, 1, 2, 16)
+    assert found == {"parameters": 9_448_866, "macs": convolutions + norm}
     assert round(found["macs"] / 1e9, 2) == 40.27
-
-
-def test_the_share_of_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unknown:
-        """No layer is one of these, so nothing is counted as batch norm."""
-
-    whole = method_cost("vnet", PATCH)["macs"]
-    monkeypatch.setattr(cost.nn, "BatchNorm3d", cost.nn.BatchNorm3d)
-    convolutions = vnet_by_hand(PATCH, 1, 2, 16) - normalised_by_hand(PATCH, 16)
-    assert round(convolutions / 1e9, 3) == 40.109
-    assert round((whole - convolutions) / 1e9, 3) == 0.165
-
-
-def normalised_by_hand(patch: tuple[int, int, int], width: int) -> int:
-    layers = (3, 6, 8, 8, 4)  # norms at each level: encoder, down, up and decoder
-    layers = (1 + 1 + 1, 1 + 2 + 1 + 2, 1 + 3 + 1 + 3, 1 + 3 + 1 + 3, 1 + 3)
-    return sum(
-        2 * n * width * 2**level * prod(side // 2**level for side in patch)
-        for level, n in enumerate(layers)
-    )
 
 
 @pytest.mark.parametrize(
     ("patch", "channels", "classes", "width"),
     [((32, 16, 48), 1, 2, 4), ((16, 16, 16), 4, 5, 3)],
 )
-def test_other_sizes(patch, channels: int, classes: int, width: int) -> None:
+def test_other_sizes(patch: Sizes, channels: int, classes: int, width: int) -> None:
     found = method_cost("vnet", patch, channels, classes, width)
-    assert found["macs"] == vnet_by_hand(patch, channels, classes, width)
+    expected = convolutions_by_hand(patch, channels, classes, width)
+    assert found["macs"] == expected + batch_norm_by_hand(patch, width)
+
+
+def test_dca_mt_is_two_vnets_and_an_exchange() -> None:
+    one, both = method_cost("vnet", PATCH), method_cost("dca-mt", PATCH)
+    assert 255_000 < both["parameters"] - 2 * one["parameters"] < 275_000
+    # Per direction and head size 4 x 32: four projections of each token and two products.
+    tokens = prod(side // 16 for side in PATCH)
+    exchange = 2 * (4 * tokens * 256 * 128 + 2 * tokens * tokens * 128)
+    assert both["macs"] - 2 * one["macs"] == exchange
+
+
+def test_mean_teacher_predicts_with_one_of_its_two_networks() -> None:
+    one, teacher = method_cost("vnet", PATCH), method_cost("mean-teacher", PATCH)
+    assert teacher == {"parameters": 2 * one["parameters"], "macs": one["macs"]}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_can_be_counted(name: str) -> None:
+    found = method_cost(name, (32, 16, 16), width=2)
+    assert found["parameters"] > 0
+    assert found["macs"] > 0
+
+
+def test_an_unknown_method_is_named_with_those_that_exist() -> None:
+    with pytest.raises(InputError, match=r"'no-such' is unknown.*dca-mt"):
+        method_cost("no-such", PATCH)
+
+
+@pytest.mark.parametrize(
+    "patch", [(112, 112, 81), (8, 16, 16), (0, 16, 16), (-16, 16, 16), (112, 112), (16,) * 4]
+)
+def test_a_patch_the_network_cannot_take_is_refused(patch: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="multiple of 16"):
+        method_cost("vnet", patch)

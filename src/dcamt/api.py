@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from dcamt.config import load_config
+from dcamt.config import PredictConfig, load_config, validated
 from dcamt.cost import method_cost as cost
 from dcamt.data.dataset import find_scans
 from dcamt.data.inspect import inspect
@@ -79,7 +79,8 @@ def predict(
     """
     config, method = load_run(Path(run), weights)
     if overlap is not None:
-        changed = config.predict.model_copy(update={"overlap": overlap})
+        values = config.predict.model_dump() | {"overlap": overlap}
+        changed = validated(PredictConfig, values, "predict")
         config = config.model_copy(update={"predict": changed})
     assert config.plan is not None
     scans = find_scans(Path(input), len(config.plan.channels))

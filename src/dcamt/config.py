@@ -37,9 +37,9 @@ Patch = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 class Section(BaseModel):
-    """Frozen, and closed to unknown keys."""
+    """Frozen, and closed to unknown keys and to numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Normalization(Section):
@@ -142,7 +142,7 @@ class Config(Section):
     """Everything that decides a run. ``plan`` is filled in once the data have been seen."""
 
     dataset: Path | None = None
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig = DataConfig()
     plan: Plan | None = None
@@ -165,7 +165,10 @@ def validated(section: type[AnySection], values: Any, source: str) -> AnySection
         if first["type"] == "extra_forbidden":
             known = ", ".join(_fields_beside(section, first["loc"]))
             raise InputError(f"{source}: unknown key '{key}'; known keys there: {known}") from None
-        message = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "missing":
+            raise InputError(f"{source}: {key} is missing") from None
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         raise InputError(f"{source}: {key} = {first['input']!r}: {message}") from None
 
 

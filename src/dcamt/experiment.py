@@ -20,7 +20,7 @@ from dcamt.engine import checkpoint
 from dcamt.engine.train import choose_device, make_fabric, train
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate, write_json
-from dcamt.files import write_text
+from dcamt.files import TEMPORARY, remove_temporary, write_text
 from dcamt.inference.predict import predict_case
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.losses.overlap import IGNORE
@@ -52,7 +52,9 @@ def train_run(
     elif dataset is None:
         raise InputError("no data set is named; give its folder")
     else:
+        _refuse_existing(out, resume)
         config, split = _begin(dataset, out, config, splits, labeled)
+    remove_temporary(out)
     assert config.plan is not None and config.dataset is not None
     visible = hide_labels(read_dataset(config.dataset), split)
     ready = {case.name: case for case in prepare(visible.cases, config.plan)}
@@ -138,6 +140,16 @@ def load_run(run: Path, weights: str = "last") -> tuple[Config, Method]:
     return config, method
 
 
+def _refuse_existing(out: Path, resume: bool) -> None:
+    """InputError unless ``out`` is empty, or holds what a run killed while it began left."""
+    held = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
+    begun = {"split.json", "versions.json"} if resume else set()
+    if any(path.name not in begun and not path.name.startswith(TEMPORARY) for path in held):
+        raise InputError(
+            f"{out}: exists already; choose another --out, or continue a run with --resume"
+        )
+
+
 def _begin(
     dataset: Path,
     out: Path,
@@ -145,10 +157,6 @@ def _begin(
     splits: Path | None,
     labeled: int | Literal["all"] | None,
 ) -> tuple[Config, Split]:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out}: exists already; choose another --out, or continue it with --resume"
-        )
     found = read_dataset(dataset)
     split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
     visible = find_classes(hide_labels(found, split))

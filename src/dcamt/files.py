@@ -7,6 +7,9 @@ from pathlib import Path
 
 from dcamt.errors import InputError
 
+TEMPORARY = ".tmp-"
+"""Names that begin so are of files in the making."""
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -15,7 +18,7 @@ def atomic(path: Path) -> Iterator[Path]:
     The temporary name keeps the ending, which writers of volumes go by. Raises InputError when
     the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -30,6 +33,12 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed process left half-written in ``folder`` and below."""
+    for path in folder.rglob(f"{TEMPORARY}*"):
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dcamt.losses.alignment import intra_inter, mmd
 from dcamt.losses.consistency import distillation
 from dcamt.losses.overlap import IGNORE, dice_ce
-from dcamt.methods.dca_mt import DCAMT, items
+from dcamt.methods.dca_mt import DCAMT, items, one_hot
 from dcamt.methods.method import Progress
 from dcamt.networks.vnet import STRIDE
 
@@ -68,14 +68,19 @@ def test_unlabelled_terms_hardly_count_at_the_start(build, plain_update, batch) 
 
 @pytest.mark.parametrize("units", ["tokens", "samples"])
 def test_terms_are_the_equations_on_both_branches(units, build, plain_update, batch) -> None:
-    options = {"units": units, "temperature": 2.0, "bandwidths": [0.5, 2.0]}
+    options = {
+        "units": units,
+        "foreground_share": 0.2,
+        "temperature": 2.0,
+        "bandwidths": [0.5, 2.0],
+    }
     method = build(DCAMT, **options).train()
     image = torch.cat([batch.image_l, batch.image_u])
     with torch.no_grad():
         logits_t, logits_s, features_t, features_s = method(image, image)
     guess = logits_t[2:].argmax(1).masked_fill(~batch.inside_u, IGNORE)
     classes = torch.cat([batch.label_l, guess])
-    t, s, classes = items(features_t, features_s, classes, 2, units)
+    t, s, classes = items(features_t, features_s, one_hot(classes, 2), units, 0.2)
     intra, inter = intra_inter(t, s, classes)
     expected = {
         "supervised_teacher": dice_ce(logits_t[:2], batch.label_l),
@@ -223,9 +228,9 @@ def pair() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def classes() -> Tensor:
-    """Blocks of mixed classes; the last bottleneck voxel of patch 0 has only padding below."""
+    """Blocks of mixed classes; one of patch 0 is padding, one of patch 1 background."""
     random = torch.Generator().manual_seed(1)
-    shares = torch.tensor([[5, 3, 2], [2, 5, 3], [1, 2, 6], [6, 2, 2]], dtype=torch.float)
+    shares = torch.tensor([[5, 3, 2], [2, 5, 3], [1, 2, 6], [95, 3, 2]], dtype=torch.float)
     out = torch.empty(2, 2 * STRIDE, STRIDE, 2 * STRIDE, dtype=torch.long)
     for b in range(2):
         for n, (x, z) in enumerate((x, z) for x in range(2) for z in range(2)):
@@ -233,27 +238,54 @@ def classes() -> Tensor:
             place = (slice(x * STRIDE, (x + 1) * STRIDE), slice(None))
             out[(b, *place, slice(z * STRIDE, (z + 1) * STRIDE))] = drawn.reshape(3 * (STRIDE,))
     out[0, STRIDE:, :, STRIDE:] = IGNORE
+    out[1, :STRIDE, :, STRIDE:] = 0
     out[1, :STRIDE, :, :STRIDE].masked_fill_(out[1, :STRIDE, :, :STRIDE] == 1, IGNORE)
     return out
 
 
-def test_tokens_are_bottleneck_voxels_with_the_majority_class(pair, classes) -> None:
-    teacher, student, found = items(*pair, classes, 3, "tokens")
+def test_one_hot_has_no_class_for_what_is_ignored(classes) -> None:
+    hot = one_hot(classes, 3)
+    assert hot.shape == (2, 3, *classes.shape[1:])
+    for k in range(3):
+        assert torch.equal(hot[:, k], (classes == k).float())
+
+
+def class_of_token(below: list[int], share: float) -> int | None:
+    """The rule for one bottleneck voxel, in words."""
+    known = [value for value in below if value != IGNORE]
+    if not known:
+        return None
+    foreground = Counter(value for value in known if value > 0).most_common(1)
+    if foreground and foreground[0][1] >= share * len(known):
+        return foreground[0][0]
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.0, [1, 1, 2, 2, 0, 1, 1]),
+        (0.1, [1, 1, 2, 2, 0, 0, 1]),
+        (0.4, [0, 1, 2, 2, 0, 0, 0]),
+        (1.0, [0, 0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_tokens_are_bottleneck_voxels_classed_by_what_lies_below(
+    share, expected, pair, classes
+) -> None:
+    """Foreground from ``share`` of the known voxels on; nothing known, no item."""
+    teacher, student, found = items(*pair, one_hot(classes, 3), "tokens", share)
     rows_t, rows_s, labels = [], [], []
     for b in range(2):
         for x in range(2):
             for z in range(2):
-                below = classes[
-                    b, x * STRIDE : (x + 1) * STRIDE, :, z * STRIDE : (z + 1) * STRIDE
-                ]
-                votes = Counter(v for v in below.flatten().tolist() if v != IGNORE)
-                if votes:
+                below = classes[b, x * STRIDE : (x + 1) * STRIDE, :, z * STRIDE : (z + 1) * STRIDE]
+                label = class_of_token(below.flatten().tolist(), share)
+                if label is not None:
                     rows_t.append(pair[0][b, :, x, 0, z])
                     rows_s.append(pair[1][b, :, x, 0, z])
-                    labels.append(votes.most_common(1)[0][0])
-    assert len(labels) == 7
-    assert set(labels) == {0, 1, 2}
-    assert found.tolist() == labels
+                    labels.append(label)
+    assert found.tolist() == labels == expected
     assert torch.equal(teacher, torch.stack(rows_t))
     assert torch.equal(student, torch.stack(rows_s))
 
@@ -261,7 +293,7 @@ def test_tokens_are_bottleneck_voxels_with_the_majority_class(pair, classes) -> 
 def test_samples_are_pooled_patches_with_their_main_foreground(pair, classes) -> None:
     classes = classes.clone()
     classes[0][classes[0] == 1] = 0  # background is most of patch 0, and 2 its foreground
-    teacher, student, found = items(*pair, classes, 3, "samples")
+    teacher, student, found = items(*pair, one_hot(classes, 3), "samples", 0.1)
     for rows, features in ((teacher, pair[0]), (student, pair[1])):
         assert rows.shape == (2, 5)
         for b in range(2):
@@ -275,13 +307,13 @@ def test_samples_are_pooled_patches_with_their_main_foreground(pair, classes) ->
     assert found.tolist() == labels
     assert labels[0] == 2
     nothing = torch.zeros_like(classes)
-    assert items(*pair, nothing, 3, "samples")[2].tolist() == [0, 0]
+    assert items(*pair, one_hot(nothing, 3), "samples", 0.1)[2].tolist() == [0, 0]
 
 
 def test_items_keep_the_gradient(pair, classes) -> None:
     for units in ("tokens", "samples"):
         teacher = pair[0].clone().requires_grad_()
-        items(teacher, pair[1], classes, 3, units)[0].sum().backward()
+        items(teacher, pair[1], one_hot(classes, 3), units, 0.1)[0].sum().backward()
         assert teacher.grad.abs().max() > 0
 
 

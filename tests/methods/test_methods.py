@@ -207,7 +207,7 @@ def test_what_lies_in_the_padding_teaches_nothing(
 
 def test_vnet_is_the_supervised_loss_alone(build, plain_update, weights, batch) -> None:
     method = build(Supervised).train()
-    expected = float(dice_ce(method.network(batch.image_l), batch.label_l))
+    expected = dice_ce(method.network(batch.image_l), batch.label_l).item()
     update = plain_update(method)
     terms = method.step(batch, LATE, update)
     assert terms.keys() == {"supervised"}
@@ -236,9 +236,7 @@ def test_mean_teacher_defaults_are_the_published_ones() -> None:
     assert (config.weight, config.ramp, config.decay) == (0.1, 1.0, 0.99)
 
 
-def test_mean_teacher_compares_with_the_teacher_on_noisy_input(
-    build, plain_update, batch
-) -> None:
+def test_mean_teacher_compares_with_the_teacher_on_noisy_input(build, plain_update, batch) -> None:
     method = build(MeanTeacher).train()
     with torch.no_grad():  # a teacher that differs, so that the term is not noise alone
         for p in method.teacher.parameters():

@@ -58,9 +58,7 @@ def test_each_branch_adds_what_it_reads_in_the_other(shared: bool) -> None:
     teacher, student = torch.randn(2, 6, 2, 1, 3), 3 * torch.randn(2, 6, 2, 1, 3)
 
     def tokens(features: Tensor, norm: torch.nn.Module) -> Tensor:
-        voxels = [
-            features[:, :, x, y, z] for x in range(2) for y in range(1) for z in range(3)
-        ]
+        voxels = [features[:, :, x, y, z] for x in range(2) for y in range(1) for z in range(3)]
         return norm(torch.stack(voxels, 1))
 
     def grid(rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -35,11 +35,9 @@ def save(
                     tensors[f"{_OPTIMIZER}{part}/{index}/{key}"] = value.detach().cpu()
     # Shared tensors (one attention for two directions) are stored once under each name.
     owned = {name: value.contiguous().clone() for name, value in tensors.items()}
+    content = serialize(owned, {"kind": _KIND, "state": json.dumps(state)})
     with atomic(path) as temporary:
-        try:
-            save_file(owned, temporary, {"kind": _KIND, "state": json.dumps(state)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        temporary.write_bytes(content)
 
 
 def load(

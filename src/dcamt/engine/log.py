@@ -87,6 +87,11 @@ class TrainingLog:
             iteration = self.waiting[-1].iteration
             self.plain.print(f"iteration {iteration}: validation Dice {100 * dice:.2f} %")
 
+    def check(self) -> None:
+        """InputError if a term that waits is not finite."""
+        for entry in self.waiting:
+            _numbers(entry)
+
     def flush(self) -> None:
         """Write what waits; InputError if a term is not finite."""
         if not self.waiting:

@@ -141,6 +141,7 @@ def train(
                 and settings.validate_every
                 and (final or done % settings.validate_every == 0)
             ):
+                log.check()  # a broken network must not become the best one
                 dice = validate(method)
                 log.validation(dice)
                 if state["best"] is None or dice > state["best"]:

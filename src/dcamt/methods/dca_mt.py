@@ -14,11 +14,12 @@ default is the one that measured better (docs/results.md).
 """
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from dcamt.config import Fraction, Section
@@ -28,6 +29,7 @@ from dcamt.losses.overlap import IGNORE, dice_ce
 from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
 from dcamt.networks.attention import CrossAttention
 from dcamt.networks.vnet import STRIDE, VNet
+from dcamt.ops.mix import random_box
 
 _COMPONENTS = {
     "base": frozenset[str](),
@@ -50,6 +52,10 @@ class DCAMT(Method):
         ``gradient``, by the ``ema`` of the student, or by ``both``, gradient first. The decay is
         ``ema_early`` until ``ema_switch`` of the run and ``ema_late`` after. ``ramp``: fraction of
         the run over which the unlabelled terms reach full weight.
+
+        Beyond the paper: ``noise`` is the standard deviation of what is added to each branch's
+        input apart; ``paste`` is the share of each side of a box by which labelled patches are
+        pasted into unlabelled ones (0: none), while the targets come from the unmixed patch.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -70,7 +76,8 @@ class DCAMT(Method):
         ema_early: Fraction = 0.99
         ema_late: Fraction = 0.999
         ema_switch: Fraction = 0.5
-        noise: float = 0.0
+        noise: Annotated[float, Field(ge=0)] = 0.0
+        paste: Fraction = 0.0
 
     config: Config
 
@@ -99,30 +106,35 @@ class DCAMT(Method):
         return logits_t, logits_s, features_t, features_s
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
-        c, labeled = self.config, len(batch.image_l)
-        image = torch.cat([batch.image_l, batch.image_u])
-        logits_t, logits_s, features_t, features_s = self(self._noisy(image), self._noisy(image))
+        c = self.config
+        x = self._patches(batch)
+        logits_t, logits_s, features_t, features_s = self(
+            self._noisy(x.image), self._noisy(x.image)
+        )
         terms = {
-            "supervised_teacher": dice_ce(logits_t[:labeled], batch.label_l),
-            "supervised_student": dice_ce(logits_s[:labeled], batch.label_l),
+            "supervised_teacher": dice_ce(logits_t, x.label),
+            "supervised_student": dice_ce(logits_s, x.label),
         }
         loss = terms["supervised_teacher"] + terms["supervised_student"]
         ramp = at.ramp(c.ramp)
+        # What each branch says of the unlabelled voxels, which the other learns.
+        teacher_says, student_says = x.clean or (logits_t.detach(), logits_s.detach())
         if "alignment" in self.uses:
-            classes = self._classes(logits_t, batch)
+            guess = teacher_says.argmax(1).masked_fill(~x.unlabeled, IGNORE)
+            classes = torch.where(x.label == IGNORE, guess, x.label)
             votes = one_hot(classes, self.student.classes)
-            t, s, classes = items(features_t, features_s, votes, c.units, c.foreground_share)
+            t, s, found = items(features_t, features_s, votes, c.units, c.foreground_share)
             terms["mmd"] = mmd(t, s, c.bandwidths)
-            terms["intra"], terms["inter"] = intra_inter(t, s, classes)
+            terms["intra"], terms["inter"] = intra_inter(t, s, found)
             loss = loss + ramp * (
                 c.mmd_weight * terms["mmd"]
                 + c.intra_weight * terms["intra"]
                 + c.inter_weight * terms["inter"]
             )
         if "distillation" in self.uses:
-            u_t, u_s = logits_t[labeled:], logits_s[labeled:]
-            terms["to_student"] = distillation(u_s, u_t, batch.inside_u, c.temperature)
-            terms["to_teacher"] = distillation(u_t, u_s, batch.inside_u, c.temperature)
+            tau = c.temperature
+            terms["to_student"] = distillation(logits_s, teacher_says, x.unlabeled, tau)
+            terms["to_teacher"] = distillation(logits_t, student_says, x.unlabeled, tau)
             loss = loss + ramp * (
                 c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]
             )
@@ -142,11 +154,39 @@ class DCAMT(Method):
         return image + (self.config.noise * torch.randn_like(image)).clamp(-0.2, 0.2)
 
     @torch.no_grad()
-    def _classes(self, logits_t: Tensor, batch: Batch) -> Tensor:
-        """Class of every voxel: the label, or the teacher's prediction where there is none."""
-        guess = logits_t[len(batch.image_l) :].argmax(1)
-        guess = guess.masked_fill(~batch.inside_u, IGNORE)
-        return torch.cat([batch.label_l, guess])
+    def _patches(self, batch: Batch) -> "_Patches":
+        """Labelled and unlabelled patches as one batch, mixed if ``paste`` says so."""
+        labeled, unlabeled = len(batch.image_l), len(batch.image_u)
+        no_label = torch.full_like(batch.inside_u, IGNORE, dtype=batch.label_l.dtype)
+        nowhere = torch.zeros_like(batch.label_l, dtype=torch.bool)
+        if not self.config.paste or "distillation" not in self.uses:
+            return _Patches(
+                torch.cat([batch.image_l, batch.image_u]),
+                torch.cat([batch.label_l, no_label]),
+                torch.cat([nowhere, batch.inside_u]),
+            )
+        box = random_box(batch.image_u.shape[2:], self.config.paste, batch.image_u.device)
+        donor = torch.arange(unlabeled, device=box.device) % labeled
+        mixed = torch.where(box, batch.image_l[donor], batch.image_u)
+        clean_t, clean_s, _, _ = self(batch.image_u, batch.image_u)
+        # Nothing is asked of the labelled half, so its place is held by zeros.
+        room = clean_t.new_zeros(labeled, *clean_t.shape[1:])
+        return _Patches(
+            torch.cat([batch.image_l, mixed]),
+            torch.cat([batch.label_l, torch.where(box, batch.label_l[donor], no_label)]),
+            torch.cat([nowhere, batch.inside_u & ~box]),
+            (torch.cat([room, clean_t]), torch.cat([room, clean_s])),
+        )
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """A batch as DCA-MT sees it; B = L + U."""
+
+    image: Tensor  # (B, C, X, Y, Z)
+    label: Tensor  # (B, X, Y, Z), IGNORE where no label is known
+    unlabeled: Tensor  # (B, X, Y, Z), voxels of unlabelled scans
+    clean: tuple[Tensor, Tensor] | None = None  # both branches' logits of the unmixed patches
 
 
 def one_hot(classes: Tensor, count: int) -> Tensor:

@@ -1,0 +1,392 @@
+import itertools
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy.spatial.transform import Rotation
+
+from dcamt import api
+from dcamt.config import PredictConfig
+from dcamt.data.volume import read_image, write_volume
+from dcamt.errors import InputError
+from dcamt.experiment import load_run
+from dcamt.inference.predict import disagreement, entropy, keep_largest
+from dcamt.inference.sliding_window import branch_probabilities
+
+
+def oblique(spacing, degrees=(10, -25, 5), flips=(1, 1, 1), order=(0, 1, 2)):
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    affine[:3, :3] = (turn @ np.diag(flips))[:, order] @ np.diag(spacing)
+    affine[:3, 3] = (-80.25, 33.5, 12)
+    return affine
+
+
+GEOMETRIES = {
+    "plain": oblique((1, 1, 1), (0, 0, 0)),
+    "oblique": oblique((1, 1, 1.5)),
+    "flipped": oblique((0.9, 0.9, 2), (0, 0, 0), (-1, -1, 1)),
+    "left-handed": oblique((1, 1.2, 1), flips=(-1, 1, 1)),
+    "permuted": oblique((1, 1, 2), (3, 2, 1), order=(2, 0, 1)),
+    "anisotropic": oblique((0.7, 0.7, 5), (0, 0, 0)),
+}
+
+
+def scan(path, affine, shape=(24, 20, 17), seed=0):
+    values = np.random.default_rng(seed).normal(300, 60, shape)
+    write_volume(path, np.rint(values).astype(np.int16), affine)
+    return path
+
+
+def assert_same_geometry(output, source):
+    one, two = nib.load(output), nib.load(source)
+    assert one.shape == two.shape
+    np.testing.assert_allclose(one.affine, two.affine, atol=1e-5)
+    np.testing.assert_allclose(one.get_sform(), one.get_qform(), atol=1e-4)
+    assert one.header.get_xyzt_units()[0] == "mm"
+    itk, other = sitk.ReadImage(str(output)), sitk.ReadImage(str(source))
+    assert itk.GetSize() == other.GetSize()
+    for found, expected in (
+        (itk.GetOrigin(), other.GetOrigin()),
+        (itk.GetSpacing(), other.GetSpacing()),
+        (itk.GetDirection(), other.GetDirection()),
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def method(tiny_run):
+    return load_run(tiny_run)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_the_output_lies_where_the_scan_lies(tiny_run, tmp_path, name):
+    source = scan(tmp_path / "case.nii.gz", GEOMETRIES[name])
+    (output,) = api.predict(
+        tiny_run, source, tmp_path / "out", probabilities=True, uncertainty=True, quiet=True
+    )
+    assert output == tmp_path / "out" / "case.nii.gz"
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {
+        "case.nii.gz", "case_probability_background.nii.gz", "case_probability_atrium.nii.gz",
+        "case_entropy.nii.gz", "case_disagreement.nii.gz",
+    }  # fmt: skip
+    for path in (tmp_path / "out").iterdir():
+        assert_same_geometry(path, source)
+    assert nib.load(output).get_data_dtype() == np.uint8
+
+
+def test_the_content_lies_where_the_scan_shows_it(tiny_run, tmp_path, monkeypatch):
+    """With a method that calls bright voxels the organ, the organ comes back in place."""
+    _, trained = load_run(tiny_run)
+
+    def bright(self, image):
+        organ = torch.sigmoid(20 * (image - 1))
+        return torch.cat([1 - organ, organ], 1)[None].repeat(2, 1, 1, 1, 1, 1)
+
+    monkeypatch.setattr(type(trained), "branches", bright)
+    for name, affine in GEOMETRIES.items():
+        grid = np.stack(np.meshgrid(*map(np.arange, (26, 22, 18)), indexing="ij"), -1)
+        world = (grid - (15, 8, 10)) @ affine[:3, :3].T
+        organ = np.linalg.norm(world, axis=-1) < 6
+        values = np.where(organ, 1000, 10).astype(np.int16)
+        write_volume(tmp_path / f"{name}.nii.gz", values, affine)
+        api.predict(tiny_run, tmp_path / f"{name}.nii.gz", tmp_path / "out", quiet=True)
+        found = nib.load(tmp_path / "out" / f"{name}.nii.gz").get_fdata() > 0
+        assert 2 * (found & organ).sum() / (found.sum() + organ.sum()) > 0.9
+
+
+def test_maps_are_what_they_say(tiny_run, tmp_path, method):
+    values = np.random.default_rng(2).normal(300, 60, (24, 22, 18)).astype(np.float32)
+    values[:3] = values[:, :, -2:] = 0  # content ends before the volume does
+    write_volume(tmp_path / "a.nii.gz", values, GEOMETRIES["oblique"])
+    api.predict(tiny_run, tmp_path / "a.nii.gz", tmp_path / "out", probabilities=True,
+                uncertainty=True, quiet=True)  # fmt: skip
+
+    def load(part):
+        image = nib.load(tmp_path / "out" / f"a{part}.nii.gz")
+        return image, np.asarray(image.dataobj)
+
+    probabilities = [load(f"_probability_{name}") for name in ("background", "atrium")]
+    assert all(image.get_data_dtype() == np.float32 for image, _ in probabilities)
+    maps = np.stack([array for _, array in probabilities])
+    np.testing.assert_allclose(maps.sum(0), 1, atol=1e-5)
+    assert maps.min() >= 0
+    np.testing.assert_array_equal(load("")[1], maps.argmax(0))
+    for name in ("_entropy", "_disagreement"):
+        array = load(name)[1]
+        assert array.min() >= 0
+        assert array.max() <= 1
+        assert array[3:, :, :-2].max() > 0
+        assert not array[:3].any()  # nothing there to be unsure of
+    assert (maps[0][:3] == 1).all()
+
+
+def test_without_asking_only_the_segmentation_is_written(tiny_run, tmp_path):
+    scan(tmp_path / "in" / "a.nii.gz", np.eye(4))
+    api.predict(tiny_run, tmp_path / "in", tmp_path / "out", quiet=True)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.nii.gz"]
+
+
+def test_largest_component_reaches_the_file(tiny_run, tmp_path, monkeypatch):
+    _, trained = load_run(tiny_run)
+
+    def everywhere(self, image):
+        organ = (image > 0).float()
+        return torch.cat([1 - organ, organ], 1)[None]
+
+    monkeypatch.setattr(type(trained), "branches", everywhere)
+    values = np.full((24, 20, 16), 10, np.int16)
+    values[3:9, 3:9, 3:9] = values[15:19, 12:15, 8:11] = 500
+    config = load_run(tiny_run)[0]
+    # On the run's own grid, so that nothing is resampled.
+    write_volume(tmp_path / "a.nii.gz", values, np.diag([*config.plan.spacing, 1]))
+    for name, wanted in (("all", False), ("one", True)):
+        api.predict(tiny_run, tmp_path / "a.nii.gz", tmp_path / name, largest_component=wanted,
+                    quiet=True)  # fmt: skip
+    whole, one = (
+        np.asarray(nib.load(tmp_path / name / "a.nii.gz").dataobj) for name in ("all", "one")
+    )
+    np.testing.assert_array_equal(whole, values == 500)
+    expected = np.zeros_like(whole)
+    expected[3:9, 3:9, 3:9] = 1
+    np.testing.assert_array_equal(one, expected)
+
+
+def test_a_volume_of_the_patchs_size_is_predicted_directly(method):
+    config, trained = method
+    patch = config.plan.patch
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, *patch)).astype(np.float32))
+    windows = branch_probabilities(trained, image, patch, 2, config.predict)
+    trained.eval()
+    with torch.no_grad():
+        direct = trained.branches(image[None])[:, 0]
+    assert windows.shape == (2, 2, *patch)
+    torch.testing.assert_close(windows, direct, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (16, 9, 30), (33, 20, 17)])
+def test_windows_cover_volumes_of_any_size(method, shape):
+    config, trained = method
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32))
+    found = branch_probabilities(trained, image, config.plan.patch, 2, config.predict)
+    assert found.shape == (2, 2, *shape)
+    torch.testing.assert_close(found.sum(1), torch.ones(2, *shape), atol=1e-4, rtol=0)
+
+
+def test_windows_keep_branch_and_class_apart(method):
+    """Branches and classes of known values come back under their own index."""
+    _, trained = method
+
+    class Fixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def branches(self, image):
+            ramp = image[:, 0]  # differs between the windows of one call
+            return torch.stack(
+                [torch.stack([ramp + 10 * n + k for k in range(3)], 1) for n in range(2)]
+            )
+
+    image = torch.arange(20.0 * 18 * 17).reshape(1, 20, 18, 17)
+    found = branch_probabilities(Fixed(), image, (16, 16, 16), 3, PredictConfig(batch=3))
+    for n, k in itertools.product(range(2), range(3)):
+        torch.testing.assert_close(found[n, k], image[0] + 10 * n + k, atol=1e-2, rtol=1e-5)
+
+
+def test_neighbouring_windows_agree_where_they_overlap(method):
+    """More overlap moves the probabilities a little, not a lot."""
+    config, trained = method
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 30, 20, 18))).float()
+    few, many = (
+        branch_probabilities(trained, image, config.plan.patch, 2, PredictConfig(overlap=o))
+        for o in (0.25, 0.75)
+    )
+    assert (few - many).abs().mean() < 0.1
+
+
+def test_keep_largest_against_a_flood_fill():
+    rng = np.random.default_rng(0)
+    segmentation = (rng.random((12, 11, 10)) < 0.06) * rng.integers(1, 4, (12, 11, 10))
+    segmentation = segmentation.astype(np.uint8)
+    segmentation[2:5, 2:5, 2:5], segmentation[8:10, 8:10, 7:9] = 1, 2
+    expected = np.zeros_like(segmentation)
+    for k in (1, 2, 3):
+        left = {tuple(v) for v in np.argwhere(segmentation == k)}
+        pieces = []
+        while left:
+            piece, edge = set(), [left.pop()]
+            while edge:
+                voxel = edge.pop()
+                piece.add(voxel)
+                for step in itertools.product((-1, 0, 1), repeat=3):
+                    beside = tuple(v + s for v, s in zip(voxel, step, strict=True))
+                    if beside in left:
+                        left.remove(beside)
+                        edge.append(beside)
+            pieces.append(piece)
+        sizes = sorted(map(len, pieces))
+        if sizes[-1] == sizes[-2]:
+            continue
+        for voxel in max(pieces, key=len):
+            expected[voxel] = k
+    found = keep_largest(segmentation)
+    assert found.dtype == np.uint8
+    settled = np.isin(segmentation, [0, *np.unique(expected)])
+    np.testing.assert_array_equal(found[settled], expected[settled])
+    assert {1, 2} <= set(np.unique(expected))
+
+
+def test_keep_largest_of_nothing_is_nothing():
+    assert not keep_largest(np.zeros((4, 4, 4), np.uint8)).any()
+
+
+def test_entropy_against_a_slow_reference():
+    p = torch.from_numpy(np.random.default_rng(0).dirichlet((0.3,) * 4, (3, 4, 5))).movedim(-1, 0)
+    found = entropy(p)
+    for voxel in np.ndindex(3, 4, 5):
+        values = [float(p[(k, *voxel)]) for k in range(4)]
+        expected = -sum(v * np.log(v) for v in values if v > 0) / np.log(4)
+        assert float(found[voxel]) == pytest.approx(expected, abs=1e-6)
+    flat, sure = torch.full((4, 1, 1, 1), 0.25), torch.zeros(4, 1, 1, 1)
+    sure[2] = 1
+    assert float(entropy(flat)) == pytest.approx(1)
+    assert float(entropy(sure)) == pytest.approx(0, abs=1e-6)
+
+
+def test_disagreement_is_the_total_variation_of_two_branches():
+    rng = np.random.default_rng(0)
+    p, q = (torch.from_numpy(rng.dirichlet((0.4,) * 3, (4, 5, 6))).movedim(-1, 0) for _ in "pq")
+    found = disagreement(torch.stack([p, q]))
+    torch.testing.assert_close(found, 0.5 * (p - q).abs().sum(0))
+    assert not disagreement(p[None]).any()
+    assert not disagreement(torch.stack([p, p])).any()
+    one, two = torch.eye(2)[:, :, None, None, None].expand(2, 2, 1, 1, 1)
+    assert float(disagreement(torch.stack([one, two]))) == 1
+
+
+def test_prediction_is_the_same_every_time(tiny_run, tmp_path):
+    source = scan(tmp_path / "a.nii.gz", GEOMETRIES["oblique"])
+    for name in ("one", "two"):
+        api.predict(tiny_run, source, tmp_path / name, probabilities=True, quiet=True)
+    for path in (tmp_path / "one").iterdir():
+        np.testing.assert_array_equal(
+            nib.load(path).get_fdata(), nib.load(tmp_path / "two" / path.name).get_fdata()
+        )
+
+
+def test_what_exists_is_refused_and_stays(tiny_run, tmp_path):
+    for name in ("a", "b"):
+        scan(tmp_path / "in" / f"{name}.nii.gz", np.eye(4))
+    old = tmp_path / "out" / "b.nii.gz"
+    old.parent.mkdir()
+    old.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"b\.nii\.gz.*exists.*--resume"):
+        api.predict(tiny_run, tmp_path / "in", tmp_path / "out", quiet=True)
+    assert [p.name for p in old.parent.iterdir()] == ["b.nii.gz"]
+
+    outputs = api.predict(tiny_run, tmp_path / "in", tmp_path / "out", resume=True, quiet=True)
+    assert [p.name for p in outputs] == ["a.nii.gz", "b.nii.gz"]
+    assert old.read_bytes() == b"mine"
+    assert nib.load(outputs[0]).shape == (24, 20, 17)
+
+
+def test_the_input_folder_is_not_written_over(tiny_run, tmp_path):
+    source = scan(tmp_path / "a.nii.gz", np.eye(4))
+    before = source.read_bytes()
+    with pytest.raises(InputError, match="exists"):
+        api.predict(tiny_run, tmp_path, tmp_path, quiet=True)
+    assert source.read_bytes() == before
+
+
+def test_a_scan_with_more_channels_is_refused(tiny_run, tmp_path):
+    image = nib.Nifti1Image(np.ones((16, 16, 16, 2), np.float32), np.eye(4))
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=r"a\.nii\.gz.*channel"):
+        api.predict(tiny_run, tmp_path / "a.nii.gz", tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.0, 3.0])
+def test_an_impossible_overlap_is_refused(tiny_run, tmp_path, overlap):
+    source = scan(tmp_path / "a.nii.gz", np.eye(4))
+    with pytest.raises(InputError, match="overlap"):
+        api.predict(tiny_run, source, tmp_path / "out", overlap=overlap, quiet=True)
+
+
+def test_files_folders_and_data_sets_are_accepted(tiny_run, tmp_path, phantoms):
+    one = api.predict(
+        tiny_run, phantoms / "imagesTr" / "phantom_001.nii.gz", tmp_path / "one", quiet=True
+    )
+    folder = api.predict(tiny_run, phantoms / "imagesTr", tmp_path / "folder", quiet=True)
+    dataset = api.predict(tiny_run, phantoms, tmp_path / "set", quiet=True)
+    assert [p.name for p in one] == ["phantom_001.nii.gz"]
+    names = [f"phantom_{i:03d}.nii.gz" for i in range(6)]
+    assert [p.name for p in folder] == [p.name for p in dataset] == names
+    arrays = [nib.load(p).get_fdata() for p in (one[0], folder[1], dataset[1])]
+    np.testing.assert_array_equal(arrays[0], arrays[1])
+    np.testing.assert_array_equal(arrays[0], arrays[2])
+
+
+def test_a_channel_number_is_no_part_of_the_name(tiny_run, tmp_path):
+    scan(tmp_path / "in" / "a_0000.nii.gz", np.eye(4))
+    outputs = api.predict(tiny_run, tmp_path / "in", tmp_path / "out", quiet=True)
+    assert [p.name for p in outputs] == ["a.nii.gz"]
+
+
+def test_best_weights_are_used_when_asked_for(tiny_run, tmp_path, phantoms, tiny):
+    with pytest.raises(InputError, match=r"best\.safetensors"):
+        api.predict(tiny_run, phantoms, tmp_path / "out", weights="best", quiet=True)
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    other = api.train(phantoms, tmp_path / "other", splits=phantoms / "splits.json",
+                      set=[*tiny, "seed=5"], quiet=True)  # fmt: skip
+    shutil.copy(other / "last.safetensors", run / "best.safetensors")
+    source = phantoms / "imagesTr" / "phantom_000.nii.gz"
+    arrays = {}
+    for weights in ("last", "best"):
+        api.predict(run, source, tmp_path / weights, weights=weights, probabilities=True,
+                    quiet=True)  # fmt: skip
+        path = tmp_path / weights / "phantom_000_probability_atrium.nii.gz"
+        arrays[weights] = nib.load(path).get_fdata()
+    assert not np.allclose(arrays["last"], arrays["best"])
+
+
+def test_the_runs_own_validation_is_what_predict_gives(tiny_run, phantoms, tmp_path):
+    (name,) = [p.name for p in (tiny_run / "validation").glob("*.nii.gz")]
+    api.predict(tiny_run, phantoms / "imagesTr" / name, tmp_path / "out", quiet=True)
+    found, expected = (nib.load(f / name).get_fdata() for f in (tmp_path / "out",
+                                                               tiny_run / "validation"))
+    np.testing.assert_array_equal(found, expected)
+
+
+def dicom_series(folder):
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
+@pytest.mark.parametrize(
+    "source", ["dicom/hippocampus_crop", "dicom/brain_t1_oblique", "nrrd/brain1_image.nrrd"]
+)
+def test_converted_clinical_scans_keep_their_geometry(real_data, tiny_run, tmp_path, source):
+    path = real_data / source
+    if not path.exists():
+        pytest.skip(f"{source} is absent from the real volumes")
+    image = dicom_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+    # A block of it is enough, and much faster; ITK moves the origin along.
+    size = [min(n, 24) for n in image.GetSize()]
+    start = [(n - s) // 2 for n, s in zip(image.GetSize(), size, strict=True)]
+    image = sitk.RegionOfInterest(sitk.Cast(image, sitk.sitkFloat32), size, start)
+    sitk.WriteImage(image, str(tmp_path / "scan.nii.gz"))
+    (output,) = api.predict(tiny_run, tmp_path / "scan.nii.gz", tmp_path / "out", quiet=True)
+    assert_same_geometry(output, tmp_path / "scan.nii.gz")
+    # ... and the geometry is that of the source, not only of the conversion.
+    itk = sitk.ReadImage(str(output))
+    np.testing.assert_allclose(itk.GetOrigin(), image.GetOrigin(), atol=1e-3)
+    np.testing.assert_allclose(itk.GetDirection(), image.GetDirection(), atol=1e-5)
+    assert read_image([output]).shape == tuple(size)
