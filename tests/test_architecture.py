@@ -14,7 +14,8 @@ MODULES = {
 ALLOWED = {
     "losses": {"losses", "errors"},
     "networks": {"networks", "errors"},
-    "methods": {"config", "losses", "networks", "methods", "errors"},
+    "ops": {"ops", "losses", "errors"},
+    "methods": {"config", "losses", "networks", "ops", "methods", "errors"},
 }
 
 

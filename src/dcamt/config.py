@@ -30,9 +30,16 @@ def _orientation(code: str) -> str:
     return code
 
 
+def _window(limits: tuple[float, float]) -> tuple[float, float]:
+    if not limits[0] < limits[1]:
+        raise ValueError("the lower limit comes first, e.g. [-160, 240]")
+    return limits
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Orientation = Annotated[str, AfterValidator(_orientation)]
+Window = Annotated[tuple[float, float], AfterValidator(_window)]
 Patch = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
@@ -63,7 +70,7 @@ class DataConfig(Section):
     orientation: Orientation = "RAS"
     spacing: Triple | None = None
     modality: Literal["mr", "ct"] | None = None
-    window: tuple[float, float] | None = None
+    window: Window | None = None
     crop: bool = True
     patch: Patch | None = None
 

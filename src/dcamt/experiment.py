@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from dcamt.config import Config, MethodConfig, load_config, save_config, validated
 from dcamt.data.dataset import find_classes, read_dataset
@@ -55,12 +57,28 @@ def train_run(
         _refuse_existing(out, resume)
         config, split = _begin(dataset, out, config, splits, labeled)
     remove_temporary(out)
+    fabric = make_fabric(config.device, config.train.precision, config.train.devices)
+    try:
+        work = partial(_train, config=config, split=split, out=out, resume=resume, quiet=quiet)
+        fabric.launch(work)
+    except ProcessRaisedException as error:
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if kind.endswith(InputError.__name__):
+            raise InputError(message) from None
+        raise
+    if split.val:
+        _segment_validation(out, split, fabric.device)
+    write_report(out)
+    return out
+
+
+def _train(
+    fabric: Fabric, config: Config, split: Split, out: Path, resume: bool, quiet: bool
+) -> None:
+    """What each process does."""
     assert config.plan is not None and config.dataset is not None
     visible = hide_labels(read_dataset(config.dataset), split)
     ready = {case.name: case for case in prepare(visible.cases, config.plan)}
-    method = build_method(config)
-    fabric = make_fabric(config.device, config.train.precision, config.train.devices)
-    fabric.launch()
     batches = Batches(
         [ready[name] for name in split.labeled],
         [ready[name] for name in split.unlabeled],
@@ -75,7 +93,7 @@ def train_run(
             return mean_dice(trained, held_out, config)
 
     train(
-        method,
+        build_method(config),
         batches,
         config.train,
         out,
@@ -84,13 +102,17 @@ def train_run(
         resume=resume,
         quiet=quiet,
     )
-    if held_out:
-        folder = out / "validation"
-        for name in split.val:
-            predict_case(method, config, visible.case(name).images, folder / f"{name}.nii.gz")
-        write_json(evaluate(folder, config.dataset), out / "validation.json")
-    write_report(out)
-    return out
+
+
+def _segment_validation(run: Path, split: Split, device: torch.device) -> None:
+    """Segment and score the validation cases with the last weights, as ``predict`` would."""
+    config, method = load_run(run)
+    assert config.dataset is not None
+    dataset, folder = read_dataset(config.dataset), run / "validation"
+    method.to(device)
+    for name in split.val:
+        predict_case(method, config, dataset.case(name).images, folder / f"{name}.nii.gz")
+    write_json(evaluate(folder, config.dataset), run / "validation.json")
 
 
 def build_method(config: Config) -> Method:
@@ -157,6 +179,7 @@ def _begin(
     splits: Path | None,
     labeled: int | Literal["all"] | None,
 ) -> tuple[Config, Split]:
+    versions = _versions(config)  # first: it refuses a device that is not there
     found = read_dataset(dataset)
     split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
     visible = find_classes(hide_labels(found, split))
@@ -173,7 +196,7 @@ def _begin(
     names = {"labeled": split.labeled, "unlabeled": split.unlabeled}
     names |= {"val": split.val, "test": split.test}
     write_text(out / "split.json", json.dumps(names, indent=1))
-    write_text(out / "versions.json", json.dumps(_versions(config), indent=1))
+    write_text(out / "versions.json", json.dumps(versions, indent=1))
     save_config(config, out / "config.yaml")
     return config, split
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from dcamt.losses.alignment import intra_inter, mmd
 from dcamt.losses.consistency import distillation
 from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.methods import dca_mt
 from dcamt.methods.dca_mt import DCAMT, items, one_hot
 from dcamt.methods.method import Progress
 from dcamt.networks.vnet import STRIDE
+from dcamt.ops.mix import random_box
 
 SUPERVISED = {"supervised_teacher", "supervised_student"}
 ALIGNMENT = {"mmd", "intra", "inter"}
@@ -98,16 +100,58 @@ def test_terms_are_the_equations_on_both_branches(units, build, plain_update, ba
     assert expected["to_student"] > 0
 
 
-def test_the_label_is_used_where_there_is_one(build, batch) -> None:
-    """Class of an item: the label of a labelled patch, the teacher's guess in the others."""
-    method = build(DCAMT)
-    logits = torch.zeros(4, 2, 32, 16, 16)
-    logits[:, 1] = 1.0  # the teacher says foreground everywhere
-    classes = method._classes(logits, batch)
-    assert torch.equal(classes[:2], batch.label_l)
-    assert (classes[2:][batch.inside_u] == 1).all()
-    assert (classes[2:][~batch.inside_u] == IGNORE).all()
+def test_the_label_is_used_where_there_is_one(
+    build, plain_update, batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class of a voxel: the label of a labelled patch, the teacher's guess in the others."""
+    seen: list[Tensor] = []
+
+    def spy(teacher: Tensor, student: Tensor, voxels: Tensor, *rest: object) -> object:
+        seen.append(voxels)
+        return items(teacher, student, voxels, *rest)
+
+    monkeypatch.setattr(dca_mt, "items", spy)
+    method = build(DCAMT, components="loss").train()
+    with torch.no_grad():
+        method.teacher.head.bias.copy_(torch.tensor([0.0, 1e4]))  # foreground everywhere
+        method.student.head.bias.copy_(torch.tensor([1e4, 0.0]))
+    method.step(batch, Progress(0, 10), plain_update(method))
+    (voxels,) = seen
+    assert torch.equal(voxels[:2], one_hot(batch.label_l, 2))
+    assert torch.equal(voxels[2:, 1], batch.inside_u.float())
+    assert not voxels[2:, 0].any()
     assert (~batch.inside_u).any()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pasted_patches_keep_their_labels_and_learn_from_the_unmixed(
+    seed, build, plain_update, batch
+) -> None:
+    batch.inside_u[0] = True
+    method = build(DCAMT, components="mutual", paste=0.5).train()
+    torch.manual_seed(seed)
+    box = random_box((32, 16, 16), 0.5, torch.device("cpu"))
+    image, label = batch.image_u.clone(), torch.full((2, 32, 16, 16), IGNORE)
+    for i in range(2):
+        for x, y, z in box.nonzero().tolist():
+            image[i, 0, x, y, z] = batch.image_l[i, 0, x, y, z]
+            label[i, x, y, z] = batch.label_l[i, x, y, z]
+    image, label = torch.cat([batch.image_l, image]), torch.cat([batch.label_l, label])
+    with torch.no_grad():
+        clean_t, clean_s, _, _ = method(batch.image_u, batch.image_u)
+        logits_t, logits_s, _, _ = method(image, image)
+    learnt = batch.inside_u & ~box
+    expected = {
+        "supervised_teacher": dice_ce(logits_t, label),
+        "supervised_student": dice_ce(logits_s, label),
+        "to_student": distillation(logits_s[2:], clean_t, learnt, 1.0),
+        "to_teacher": distillation(logits_t[2:], clean_s, learnt, 1.0),
+    }
+    torch.manual_seed(seed)
+    found = method.step(batch, Progress(0, 1000), plain_update(method))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].detach(), value, rtol=1e-4, atol=1e-6)
 
 
 # The teacher

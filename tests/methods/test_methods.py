@@ -27,6 +27,7 @@ VARIANTS += [
 VARIANTS += [("dca-mt", {"teacher": t}) for t in ("ema", "both")]
 VARIANTS += [
     ("dca-mt", {"units": "samples"}),
+    ("dca-mt", {"paste": 0.5}),
     ("dca-mt", {"shared_attention": True, "heads": 8}),
     ("dca-mt", {"noise": 0.1, "temperature": 2.0, "bandwidths": [0.5, 1, 2]}),
 ]
@@ -168,6 +169,7 @@ class Pointwise(nn.Module):
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),
+        (DCAMT, {"components": "mutual", "paste": 0.5}, True),
     ],
 )
 @pytest.mark.parametrize("side", ["labelled", "unlabelled"])

@@ -36,13 +36,16 @@ class TrainingLog:
     that is not finite stops the run: InputError names the iteration, the term and the cases.
     """
 
-    def __init__(self, run: Path, iterations: int, start: int = 0, quiet: bool = False):
+    def __init__(
+        self, run: Path, iterations: int, start: int = 0, quiet: bool = False, writes: bool = True
+    ):
         self.path = run / "log.csv"
         self.iterations, self.start = iterations, start
         self.waiting: list[_Entry] = []
         self.begin = time.monotonic()
-        self.earlier_seconds = _keep_rows(self.path, start)
-        self.events = SummaryWriter(str(run / "tensorboard"), purge_step=start)
+        quiet = quiet or not writes  # of several processes one writes
+        self.earlier_seconds = _keep_rows(self.path, start) if writes else 0.0
+        self.events = SummaryWriter(str(run / "tensorboard"), purge_step=start) if writes else None
         console = Console(stderr=True, quiet=quiet)
         self.plain = None if quiet or console.is_terminal else console
         self.bar = Progress(
@@ -68,7 +71,8 @@ class TrainingLog:
         trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
-        self.events.close()
+        if self.events:
+            self.events.close()
 
     def add(
         self, iteration: int, rate: float, terms: dict[str, Tensor], cases: tuple[str, ...]
@@ -94,26 +98,25 @@ class TrainingLog:
 
     def flush(self) -> None:
         """Write what waits; InputError if a term is not finite."""
-        if not self.waiting:
-            return
         entries, self.waiting = self.waiting, []
+        rows = [(entry, _numbers(entry)) for entry in entries]
+        if not rows or self.events is None:
+            return
         terms = list(entries[0].terms)
-        header = ["iteration", "seconds", "learning_rate", *terms, "val_dice"]
         fresh = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             if fresh:
-                table.writerow(header)
-            for entry in entries:
-                values = dict(zip(terms, _numbers(entry), strict=True))
+                table.writerow(["iteration", "seconds", "learning_rate", *terms, "val_dice"])
+            for entry, values in rows:
                 dice = "" if entry.val_dice is None else f"{entry.val_dice:.6f}"
-                numbers = [f"{v:.6g}" for v in (entry.learning_rate, *values.values())]
+                numbers = [f"{v:.6g}" for v in (entry.learning_rate, *values)]
                 table.writerow([entry.iteration, f"{entry.seconds:.2f}", *numbers, dice])
-                for name, value in values.items():
+                for name, value in zip(terms, values, strict=True):
                     self.events.add_scalar(f"loss/{name}", value, entry.iteration)
                 if entry.val_dice is not None:
                     self.events.add_scalar("validation/dice", entry.val_dice, entry.iteration)
-        self._show(entries[-1].iteration, values)
+        self._show(entries[-1].iteration, dict(zip(terms, values, strict=True)))
 
     def _show(self, iteration: int, values: dict[str, float]) -> None:
         seconds = time.monotonic() - self.begin

@@ -71,7 +71,7 @@ def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     accelerator, resolved = choose_device(device, precision)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     kind: Any = resolved
-    strategy = "ddp" if devices > 1 else "auto"
+    strategy = "ddp_spawn" if devices > 1 else "auto"
     return Fabric(accelerator=accelerator, devices=devices, precision=kind, strategy=strategy)
 
 
@@ -94,8 +94,9 @@ def train(
     """Train ``method`` and leave ``last.safetensors``, ``best.safetensors`` and ``log.csv``.
 
     ``validate`` maps the method to a mean Dice on the validation cases; no other case takes part
-    in choosing ``best``. Raises InputError for a loss that is not finite, Interrupted on SIGINT or
-    SIGTERM once the iteration is finished and saved.
+    in choosing ``best``. With several processes each trains on its own batches, gradients are
+    averaged, and the first one writes. Raises InputError for a loss that is not finite,
+    Interrupted on SIGINT or SIGTERM once the iteration is finished and saved.
     """
     channels_last(method.to(fabric.device))
     optimizers: dict[str, Optimizer] = {
@@ -110,48 +111,52 @@ def train(
     state: dict[str, Any] = {"iteration": 0, "best": None}
     if resume and (run / "last.safetensors").exists():
         state = checkpoint.load(run / "last.safetensors", method, optimizers)
-    start = state["iteration"]
     update = Update(fabric, optimizers)
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start, settings.iterations),
-        num_workers=settings.workers,
-        pin_memory=fabric.device.type == "cuda",
-        persistent_workers=False,
-    )
-    with TrainingLog(run, settings.iterations, start, quiet) as log, _signals() as stop:
-        for iteration, batch in zip(range(start, settings.iterations), loader, strict=True):
-            # Every iteration draws from its own seed, so no random state needs saving.
-            torch.manual_seed(batches.seed * 1_000_003 + iteration)
-            rate = learning_rate(settings, iteration)
-            for optimizer in optimizers.values():
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+    steps = range(state["iteration"], settings.iterations)
+    mine = [step * fabric.world_size + fabric.global_rank for step in steps]
+    loader = DataLoader(batches, batch_size=None, sampler=mine, num_workers=settings.workers)
+    writes = fabric.is_global_zero
+    log = TrainingLog(run, settings.iterations, steps.start, quiet=quiet, writes=writes)
+    with log, _signals() as stop:
+        for step, draw, batch in zip(steps, mine, loader, strict=True):
+            # Every draw has its own seed, so no random state needs saving.
+            torch.manual_seed(batches.seed * 1_000_003 + draw)
+            rate = set_learning_rate(optimizers, settings, step)
             method.train()
             with fabric.autocast():
-                terms = method.step(
-                    batch.to(fabric.device), Progress(iteration, settings.iterations), update
-                )
-            done = state["iteration"] = iteration + 1
-            log.add(done, rate, terms, batch.cases)
-            final = done == settings.iterations
-            if (
-                validate
-                and settings.validate_every
-                and (final or done % settings.validate_every == 0)
-            ):
+                at = Progress(step, settings.iterations)
+                terms = method.step(batch.to(fabric.device), at, update)
+            state["iteration"] = step + 1
+            log.add(step + 1, rate, terms, batch.cases)
+            if validate and _due(step + 1, settings.validate_every, settings):
                 log.check()  # a broken network must not become the best one
-                dice = validate(method)
+                dice = validate(method) if writes else 0.0
                 log.validation(dice)
-                if state["best"] is None or dice > state["best"]:
+                if writes and (state["best"] is None or dice > state["best"]):
                     state["best"] = dice
                     checkpoint.save(run / "best.safetensors", method, {}, state)
-            if final or done % settings.checkpoint_every == 0 or stop:
+            if _due(step + 1, settings.checkpoint_every, settings) or stop:
                 log.flush()
-                checkpoint.save(run / "last.safetensors", method, optimizers, state)
-            if stop and not final:
+                if writes:
+                    checkpoint.save(run / "last.safetensors", method, optimizers, state)
+            if stop and step + 1 < settings.iterations:
                 raise Interrupted(stop[0])
+
+
+def _due(done: int, every: int, settings: TrainConfig) -> bool:
+    """Every ``every`` iterations and after the last one; 0 is never."""
+    return every > 0 and (done % every == 0 or done == settings.iterations)
+
+
+def set_learning_rate(
+    optimizers: dict[str, Optimizer], settings: TrainConfig, iteration: int
+) -> float:
+    """Give every optimiser the rate of ``iteration``, and return it."""
+    rate = learning_rate(settings, iteration)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    return rate
 
 
 @contextmanager

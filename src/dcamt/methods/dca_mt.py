@@ -55,7 +55,8 @@ class DCAMT(Method):
 
         Beyond the paper: ``noise`` is the standard deviation of what is added to each branch's
         input apart; ``paste`` is the share of each side of a box by which labelled patches are
-        pasted into unlabelled ones (0: none), while the targets come from the unmixed patch.
+        pasted into unlabelled ones (0: none), while the targets come from the unmixed patch; it
+        is part of the distillation and goes with it.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"

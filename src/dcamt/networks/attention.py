@@ -44,8 +44,8 @@ class CrossAttention(nn.Module):
         self.to_teacher = Attention(features, heads, head_size)
         self.to_student = self.to_teacher if shared else Attention(features, heads, head_size)
 
-    def forward(self, teacher: Tensor, student: Tensor, gain: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Exchanged features of both branches; ``gain`` scales what is added."""
+    def forward(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Exchanged features of both branches."""
         t = self.norm_teacher(teacher.flatten(2).transpose(1, 2))
         s = self.norm_student(student.flatten(2).transpose(1, 2))
 
@@ -54,4 +54,4 @@ class CrossAttention(nn.Module):
 
         from_student = back(self.to_teacher(t, s), teacher)
         from_teacher = back(self.to_student(s, t), student)
-        return teacher + gain * from_student, student + gain * from_teacher
+        return teacher + from_student, student + from_teacher

@@ -1,0 +1,177 @@
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import dcamt
+from dcamt import api
+from dcamt.config import load_config
+from dcamt.data.prepare import Prepared
+from dcamt.errors import InputError
+from dcamt.experiment import build_method, load_run, mean_dice
+from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.losses.overlap import IGNORE
+
+
+@pytest.fixture
+def trained(phantoms, tmp_path, tiny):
+    """``trained(...)`` trains a tiny run and returns its folder."""
+
+    def run(name="run", data=phantoms, changes=(), **options):
+        options = {"splits": data / "splits.json", "quiet": True} | options
+        return api.train(data, tmp_path / name, set=[*tiny, *changes], **options)
+
+    return run
+
+
+def split_of(run):
+    return json.loads((run / "split.json").read_text())
+
+
+def test_the_package_offers_the_commands():
+    for name in ("train", "predict", "evaluate", "inspect", "report", "cost"):
+        assert callable(getattr(dcamt, name))
+    assert dcamt.InputError is InputError
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = dcamt.nonsense
+
+
+def test_all_labels_and_one_label(trained, phantoms):
+    lists = json.loads((phantoms / "splits.json").read_text())
+    training = [*lists["labeled"], *lists["unlabeled"]]
+    all_ = split_of(trained("all", labeled="all"))
+    assert sorted(all_["labeled"]) == sorted(training)
+    assert all_["unlabeled"] == []
+    three = split_of(trained("three", labeled=3, changes=["train.unlabeled_batch=1"]))
+    assert three["labeled"] == training[:3]
+    assert three["unlabeled"] == training[3:]
+    assert all_["val"] == three["val"] == lists["val"]
+
+
+def test_a_drawn_split_serves_without_a_splits_file(trained):
+    split = split_of(trained(splits=None, labeled=2))
+    assert len(split["labeled"]) == 2
+    assert len(split["val"]) == 1
+    assert len(split["unlabeled"]) == 3
+
+
+def test_without_validation_cases_there_is_no_validation(trained, phantoms, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    lists = json.loads((data / "splits.json").read_text())
+    (data / "splits.json").write_text(json.dumps(lists | {"val": []}))
+    run = trained(data=data, changes=["train.validate_every=1"])
+    names = {p.name for p in run.iterdir()}
+    assert {"last.safetensors", "report.html"} <= names
+    assert not {"best.safetensors", "validation", "validation.json"} & names
+
+
+def test_named_options_reach_the_configuration(trained):
+    run = trained(method="mean-teacher", seed=11, iterations=2, device="cpu",
+                  changes=["method={name: mean-teacher}", "train.iterations=2"])  # fmt: skip
+    config = load_config(run / "config.yaml")
+    assert (config.method.name, config.seed) == ("mean-teacher", 11)
+    assert config.method.options == {"weight": 0.1, "ramp": 1.0, "decay": 0.99}
+    with (run / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert set(rows[0]) > {"supervised", "consistency"}
+
+
+def test_resume_goes_on_with_the_runs_own_configuration(trained):
+    run = trained()
+    before = (run / "config.yaml").read_text()
+    again = trained(resume=True, seed=99, changes=["network.width=4"])
+    assert again == run
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_lost_split_stops_a_resumed_run(trained):
+    run = trained()
+    for content in ("{", '{"other": []}', "[]"):
+        (run / "split.json").write_text(content)
+        with pytest.raises(InputError, match=r"split\.json"):
+            trained(resume=True)
+
+
+def test_a_data_set_that_moved_stops_a_resumed_run(trained, phantoms, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    trained(data=data)
+    data.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="data"):
+        trained(data=data, resume=True)
+
+
+@pytest.mark.parametrize("method", ["dca-mt", "mean-teacher", "vnet"])
+def test_the_seed_draws_the_first_weights(tiny_run, method):
+    config = load_config(tiny_run / "config.yaml")
+    plain = config.method.model_validate({"name": method})
+    config = config.model_copy(update={"method": plain})
+    one, two = build_method(config).state_dict(), build_method(config).state_dict()
+    other = build_method(config.model_copy(update={"seed": 1})).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_load_run_restores_the_trained_weights(tiny_run):
+    config, method = load_run(tiny_run)
+    fresh = build_method(config).state_dict()
+    loaded = method.state_dict()
+    assert set(fresh) == set(loaded)
+    assert any(not torch.equal(fresh[name], loaded[name]) for name in fresh)
+
+
+def test_mean_dice_against_a_slow_reference(tiny_run, tmp_path):
+    config, method = load_run(tiny_run)
+    rng = np.random.default_rng(0)
+    cases, expected = [], []
+    for i in range(3):
+        image = rng.normal(size=(1, 18, 16, 17)).astype(np.float32)
+        label = rng.integers(0, 2, (18, 16, 17)).astype(np.int8)
+        label[:6] = IGNORE
+        if i == 2:
+            label[label > 0] = 0
+        np.save(tmp_path / f"{i}.npy", image)
+        np.save(tmp_path / f"{i}_label.npy", label)
+        cases.append(Prepared(str(i), tmp_path / f"{i}.npy", tmp_path / f"{i}_label.npy"))
+        probabilities = branch_probabilities(
+            method, torch.from_numpy(image), config.plan.patch, 2, config.predict
+        )
+        both = one = two = 0
+        guess = probabilities.mean(0).numpy().argmax(0)
+        for voxel in np.ndindex(*label.shape):
+            if label[voxel] != IGNORE:
+                both += int(guess[voxel] == 1 and label[voxel] == 1)
+                one += int(guess[voxel] == 1)
+                two += int(label[voxel] == 1)
+        if one + two:
+            expected.append(2 * both / (one + two))
+    assert mean_dice(method, cases, config) == pytest.approx(np.mean(expected), abs=1e-9)
+    assert mean_dice(method, [], config) == 0
+
+
+def test_ignored_voxels_train_and_validate(phantoms, tmp_path, tiny):
+    """A data set with an ignore value goes all the way; the value never becomes a class."""
+    from dcamt.data.volume import read_label, write_volume  # noqa: PLC0415
+
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    for path in (data / "labelsTr").glob("*.nii.gz"):
+        label = read_label(path)
+        array = label.array.copy()
+        array[:5] = 2
+        path.unlink()
+        write_volume(path, array, label.affine)
+    description = json.loads((data / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "atrium": 1, "ignore": 2}
+    description["channel_names"] = {"0": "MR"}
+    (data / "dataset.json").write_text(json.dumps(description))
+    run = api.train(data, tmp_path / "run", splits=data / "splits.json", set=tiny, quiet=True)
+    config = load_config(run / "config.yaml")
+    assert (config.plan.classes, config.plan.ignore) == (("background", "atrium"), 2)
+    rows = json.loads((run / "validation.json").read_text())["cases"]
+    assert {row["class"] for row in rows} <= {"atrium", 1}
