@@ -71,7 +71,7 @@ def test_only_three_modules_know_the_list_of_methods() -> None:
         for target, name in imports(path)
         if target == "dcamt.methods" or (target, name) == ("dcamt", "methods")
     }
-    assert users <= {"dcamt.cost", "dcamt.experiment"}
+    assert users <= {"dcamt.complexity", "dcamt.experiment"}
 
 
 def test_every_file_among_the_methods_is_a_method() -> None:

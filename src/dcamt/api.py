@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from dcamt.complexity import method_cost as cost
 from dcamt.config import PredictConfig, load_config, validated
-from dcamt.cost import method_cost as cost
 from dcamt.data.dataset import find_scans
 from dcamt.data.inspect import inspect
 from dcamt.engine.train import make_fabric
@@ -17,7 +17,7 @@ from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.experiment import load_run, train_run
 from dcamt.inference.predict import Extras, predict_case
-from dcamt.report.report import write_report as report
+from dcamt.reporting.report import write_report as report
 
 __all__ = ["cost", "evaluate", "inspect", "predict", "report", "train"]
 

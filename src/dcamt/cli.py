@@ -160,7 +160,7 @@ def evaluate(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write RUN/report.html anew: curves, tables, pictures, configuration."""
-    from dcamt.report.report import write_report
+    from dcamt.reporting.report import write_report
 
     typer.echo(write_report(run))
 
@@ -175,7 +175,7 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Parameters and multiply-accumulates of one method's prediction of one patch."""
-    from dcamt.cost import method_cost
+    from dcamt.complexity import method_cost
 
     found = method_cost(method, patch, channels, classes, width)
     if as_json:

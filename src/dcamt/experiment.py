@@ -29,7 +29,7 @@ from dcamt.losses.overlap import IGNORE
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.networks.vnet import VNet
-from dcamt.report.report import write_report
+from dcamt.reporting.report import write_report
 
 _VERSIONS = ("dcamt", "torch", "monai", "lightning-fabric", "numpy", "scipy", "nibabel")
 
@@ -206,7 +206,7 @@ def _read_run(run: Path) -> tuple[Config, Split]:
     try:
         values = json.loads((run / "split.json").read_text(encoding="utf-8"))
         return config, Split(**{key: tuple(names) for key, names in values.items()})
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         raise InputError(f"{run}/split.json: is missing or broken; start a new run") from None
 
 

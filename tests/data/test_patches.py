@@ -43,9 +43,7 @@ def slow_cut(array, at, fill):
 @settings(max_examples=150, deadline=None)
 def test_cut_against_a_slow_reference(shape, size, start, turns, flips):
     # Part of the patch must lie in the volume, as draw_location sees to.
-    start = tuple(
-        min(max(s, 1 - p), n - 1) for s, p, n in zip(start, size, shape, strict=True)
-    )
+    start = tuple(min(max(s, 1 - p), n - 1) for s, p, n in zip(start, size, shape, strict=True))
     array = np.arange(2 * np.prod(shape), dtype=np.float32).reshape(2, *shape)
     at = Location(start, size, turns, flips)
     np.testing.assert_array_equal(cut(array, at, -5), slow_cut(array, at, -5))

@@ -358,8 +358,9 @@ def test_best_weights_are_used_when_asked_for(tiny_run, tmp_path, phantoms, tiny
 def test_the_runs_own_validation_is_what_predict_gives(tiny_run, phantoms, tmp_path):
     (name,) = [p.name for p in (tiny_run / "validation").glob("*.nii.gz")]
     api.predict(tiny_run, phantoms / "imagesTr" / name, tmp_path / "out", quiet=True)
-    found, expected = (nib.load(f / name).get_fdata() for f in (tmp_path / "out",
-                                                               tiny_run / "validation"))
+    found, expected = (
+        nib.load(f / name).get_fdata() for f in (tmp_path / "out", tiny_run / "validation")
+    )
     np.testing.assert_array_equal(found, expected)
 
 

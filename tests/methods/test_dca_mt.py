@@ -124,28 +124,37 @@ def test_the_label_is_used_where_there_is_one(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_pasted_patches_keep_their_labels_and_learn_from_the_unmixed(
+def test_mixed_patches_keep_their_labels_and_learn_from_the_unmixed(
     seed, build, plain_update, batch
 ) -> None:
     batch.inside_u[0] = True
     method = build(DCAMT, components="mutual", paste=0.5).train()
     torch.manual_seed(seed)
     box = random_box((32, 16, 16), 0.5, torch.device("cpu"))
-    image, label = batch.image_u.clone(), torch.full((2, 32, 16, 16), IGNORE)
-    for i in range(2):
-        for x, y, z in box.nonzero().tolist():
-            image[i, 0, x, y, z] = batch.image_l[i, 0, x, y, z]
-            label[i, x, y, z] = batch.label_l[i, x, y, z]
-    image, label = torch.cat([batch.image_l, image]), torch.cat([batch.label_l, label])
+    # Inside the box a patch is its own, outside it is its partner's.
+    own, other = (
+        torch.cat([batch.image_l, batch.image_u]),
+        torch.cat([batch.image_u, batch.image_l]),
+    )
+    nothing = torch.full((2, 32, 16, 16), IGNORE)
+    own_label = torch.cat([batch.label_l, nothing])
+    other_label = torch.cat([nothing, batch.label_l])
+    own_known = torch.cat([torch.zeros_like(batch.inside_u), batch.inside_u])
+    other_known = own_known.roll(2, 0)
+    image, label, learnt = other.clone(), other_label.clone(), other_known.clone()
+    for x, y, z in box.nonzero().tolist():
+        image[:, 0, x, y, z] = own[:, 0, x, y, z]
+        label[:, x, y, z] = own_label[:, x, y, z]
+        learnt[:, x, y, z] = own_known[:, x, y, z]
     with torch.no_grad():
         clean_t, clean_s, _, _ = method(batch.image_u, batch.image_u)
         logits_t, logits_s, _, _ = method(image, image)
-    learnt = batch.inside_u & ~box
+    clean_t, clean_s = torch.cat([clean_t, clean_t]), torch.cat([clean_s, clean_s])
     expected = {
         "supervised_teacher": dice_ce(logits_t, label),
         "supervised_student": dice_ce(logits_s, label),
-        "to_student": distillation(logits_s[2:], clean_t, learnt, 1.0),
-        "to_teacher": distillation(logits_t[2:], clean_s, learnt, 1.0),
+        "to_student": distillation(logits_s, clean_t, learnt, 1.0),
+        "to_teacher": distillation(logits_t, clean_s, learnt, 1.0),
     }
     torch.manual_seed(seed)
     found = method.step(batch, Progress(0, 1000), plain_update(method))

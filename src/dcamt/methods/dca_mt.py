@@ -54,9 +54,9 @@ class DCAMT(Method):
         the run over which the unlabelled terms reach full weight.
 
         Beyond the paper: ``noise`` is the standard deviation of what is added to each branch's
-        input apart; ``paste`` is the share of each side of a box by which labelled patches are
-        pasted into unlabelled ones (0: none), while the targets come from the unmixed patch; it
-        is part of the distillation and goes with it.
+        input apart; ``paste`` is the share of each side of a box that labelled and unlabelled
+        patches exchange (0: none), while the targets come from the unmixed patches; it is part of
+        the distillation and goes with it.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -167,16 +167,24 @@ class DCAMT(Method):
                 torch.cat([nowhere, batch.inside_u]),
             )
         box = random_box(batch.image_u.shape[2:], self.config.paste, batch.image_u.device)
-        donor = torch.arange(unlabeled, device=box.device) % labeled
-        mixed = torch.where(box, batch.image_l[donor], batch.image_u)
+        to_u = torch.arange(labeled, device=box.device) % unlabeled  # partner of each labelled
+        to_l = torch.arange(unlabeled, device=box.device) % labeled  # and of each unlabelled patch
         clean_t, clean_s, _, _ = self(batch.image_u, batch.image_u)
-        # Nothing is asked of the labelled half, so its place is held by zeros.
-        room = clean_t.new_zeros(labeled, *clean_t.shape[1:])
         return _Patches(
-            torch.cat([batch.image_l, mixed]),
-            torch.cat([batch.label_l, torch.where(box, batch.label_l[donor], no_label)]),
-            torch.cat([nowhere, batch.inside_u & ~box]),
-            (torch.cat([room, clean_t]), torch.cat([room, clean_s])),
+            torch.cat(
+                [
+                    torch.where(box, batch.image_l, batch.image_u[to_u]),
+                    torch.where(box, batch.image_u, batch.image_l[to_l]),
+                ]
+            ),
+            torch.cat(
+                [
+                    batch.label_l.masked_fill(~box, IGNORE),
+                    batch.label_l[to_l].masked_fill(box, IGNORE),
+                ]
+            ),
+            torch.cat([batch.inside_u[to_u] & ~box, batch.inside_u & box]),
+            (torch.cat([clean_t[to_u], clean_t]), torch.cat([clean_s[to_u], clean_s])),
         )
 
 

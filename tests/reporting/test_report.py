@@ -12,8 +12,8 @@ import yaml
 
 from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import InputError
-from dcamt.report.figures import data_uri, plot_curves, plot_planes
-from dcamt.report.report import write_report
+from dcamt.reporting.figures import data_uri, plot_curves, plot_planes
+from dcamt.reporting.report import write_report
 
 CASES = ("one", "two", "three", "four <b>")
 CLASSES = ("background", "Kidney <left>", "Tumour")

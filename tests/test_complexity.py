@@ -5,7 +5,7 @@ from math import prod
 
 import pytest
 
-from dcamt.cost import method_cost
+from dcamt.complexity import method_cost
 from dcamt.errors import InputError
 from dcamt.methods import METHODS
 

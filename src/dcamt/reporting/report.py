@@ -20,7 +20,7 @@ from dcamt.data.volume import check_same_grid, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import INVENTED, METRICS, MISSED
 from dcamt.files import write_text
-from dcamt.report.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
+from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
 
 Row = Mapping[str, Any]
 
