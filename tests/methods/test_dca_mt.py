@@ -46,8 +46,9 @@ def test_each_row_of_the_ablation_has_its_terms(
     ramp = 2.718281828 ** (-5 * 0.75**2)
     options = {k if k in DISTILLATION else f"{k}_weight": w for k, w in WEIGHTS.items()}
     method = build(DCAMT, components=components, ramp=0.4, **options).train()
-    assert (method.exchange is not None) == attention
-    assert any(name.startswith("exchange.") for name, _ in method.named_parameters()) == attention
+    assert (method.pair.exchange is not None) == attention
+    names = [name for name, _ in method.named_parameters()]
+    assert any(name.startswith("pair.exchange.") for name in names) == attention
     update = plain_update(method)
     found = method.step(batch, at, update)
     assert found.keys() == terms
@@ -79,7 +80,7 @@ def test_terms_are_the_equations_on_both_branches(units, build, plain_update, ba
     method = build(DCAMT, **options).train()
     image = torch.cat([batch.image_l, batch.image_u])
     with torch.no_grad():
-        logits_t, logits_s, features_t, features_s = method(image, image)
+        logits_t, logits_s, features_t, features_s = method.pair(image, image)
     guess = logits_t[2:].argmax(1).masked_fill(~batch.inside_u, IGNORE)
     classes = torch.cat([batch.label_l, guess])
     t, s, classes = items(features_t, features_s, one_hot(classes, 2), units, 0.2)
@@ -113,8 +114,8 @@ def test_the_label_is_used_where_there_is_one(
     monkeypatch.setattr(dca_mt, "items", spy)
     method = build(DCAMT, components="loss").train()
     with torch.no_grad():
-        method.teacher.head.bias.copy_(torch.tensor([0.0, 1e4]))  # foreground everywhere
-        method.student.head.bias.copy_(torch.tensor([1e4, 0.0]))
+        method.pair.teacher.head.bias.copy_(torch.tensor([0.0, 1e4]))  # foreground everywhere
+        method.pair.student.head.bias.copy_(torch.tensor([1e4, 0.0]))
     method.step(batch, Progress(0, 10), plain_update(method))
     (voxels,) = seen
     assert torch.equal(voxels[:2], one_hot(batch.label_l, 2))
@@ -147,8 +148,8 @@ def test_mixed_patches_keep_their_labels_and_learn_from_the_unmixed(
         label[:, x, y, z] = own_label[:, x, y, z]
         learnt[:, x, y, z] = own_known[:, x, y, z]
     with torch.no_grad():
-        clean_t, clean_s, _, _ = method(batch.image_u, batch.image_u)
-        logits_t, logits_s, _, _ = method(image, image)
+        clean_t, clean_s, _, _ = method.pair(batch.image_u, batch.image_u)
+        logits_t, logits_s, _, _ = method.pair(image, image)
     clean_t, clean_s = torch.cat([clean_t, clean_t]), torch.cat([clean_s, clean_s])
     expected = {
         "supervised_teacher": dice_ce(logits_t, label),
@@ -167,11 +168,19 @@ def test_mixed_patches_keep_their_labels_and_learn_from_the_unmixed(
 
 
 def teacher_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix("teacher."): v for k, v in state.items() if k.startswith("teacher.")}
+    return {
+        k.removeprefix("pair.teacher."): v
+        for k, v in state.items()
+        if k.startswith("pair.teacher.")
+    }
 
 
 def student_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
+    return {
+        k.removeprefix("pair.student."): v
+        for k, v in state.items()
+        if k.startswith("pair.student.")
+    }
 
 
 @pytest.mark.parametrize("components", ["base", "all"])
@@ -183,14 +192,14 @@ def test_how_the_teacher_moves(
     """By its gradient, by the average of the student, or by the first and then the second."""
     method = build(DCAMT, teacher=teacher, components=components).train()
     with torch.no_grad():  # apart from the student, or an average would show nothing
-        for p in method.teacher.parameters():
+        for p in method.pair.teacher.parameters():
             p.add_(0.05)
     before, update = weights(method), plain_update(method)
     method.step(batch, Progress(iteration, 100), update)
     (stepped,), after = update.states, weights(method)
     by_gradient = teacher != "ema"
-    assert all(p.requires_grad == by_gradient for p in method.teacher.parameters())
-    assert all((p.grad is not None) == by_gradient for p in method.teacher.parameters())
+    assert all(p.requires_grad == by_gradient for p in method.pair.teacher.parameters())
+    assert all((p.grad is not None) == by_gradient for p in method.pair.teacher.parameters())
     assert (not equal(teacher_of(before), teacher_of(stepped))) == by_gradient
     assert not equal(student_of(before), student_of(stepped))
     assert equal(student_of(stepped), student_of(after)), "the student follows nobody"
@@ -227,14 +236,14 @@ def test_each_direction_of_distillation_moves_its_learner_only(
     assert equal(student_of(before), student_of(after)) != to_student
 
 
-# Prediction and input noise
+# Prediction
 
 
 @torch.no_grad()
 def test_prediction_is_the_mean_of_teacher_and_student(build, batch) -> None:
     method = build(DCAMT, components="base").eval()
-    teacher = method.teacher(batch.image_u).softmax(1)
-    student = method.student(batch.image_u).softmax(1)
+    teacher = method.pair.teacher(batch.image_u).softmax(1)
+    student = method.pair.student(batch.image_u).softmax(1)
     branches = method.branches(batch.image_u)
     torch.testing.assert_close(branches, torch.stack([teacher, student]))
     torch.testing.assert_close(method.predict(batch.image_u), (teacher + student) / 2)
@@ -243,30 +252,11 @@ def test_prediction_is_the_mean_of_teacher_and_student(build, batch) -> None:
 @torch.no_grad()
 def test_prediction_exchanges_features(build, batch) -> None:
     method = build(DCAMT, components="cross-attention").train()
-    teacher = method.teacher(batch.image_u).softmax(1)
+    teacher = method.pair.teacher(batch.image_u).softmax(1)
     assert not torch.allclose(method.branches(batch.image_u)[0], teacher, atol=1e-3)
-    method.exchange.to_teacher.out.weight.zero_()
-    method.exchange.to_teacher.out.bias.zero_()
+    method.pair.exchange.to_teacher.out.weight.zero_()
+    method.pair.exchange.to_teacher.out.bias.zero_()
     torch.testing.assert_close(method.branches(batch.image_u)[0], teacher)
-
-
-def test_noise_is_small_differs_by_branch_and_stays_out_of_prediction(
-    build, plain_update, batch
-) -> None:
-    method = build(DCAMT, noise=0.1, components="base").train()
-    seen: list[Tensor] = []
-    for branch in (method.teacher, method.student):
-        branch.encoder[0].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-    method.step(batch, Progress(0, 10), plain_update(method))
-    image = torch.cat([batch.image_l, batch.image_u])
-    noise_t, noise_s = (x - image for x in seen)
-    for noise in (noise_t, noise_s):
-        assert noise.abs().max() <= 0.2 + 1e-5
-        assert 0.08 < noise.std() < 0.1
-    assert not torch.equal(noise_t, noise_s)
-    seen.clear()
-    method.predict(image)
-    assert all(torch.equal(x, image) for x in seen)
 
 
 # Items
@@ -382,7 +372,29 @@ def test_five_rows_share_their_start(build, weights) -> None:
 
 def test_attention_has_the_configured_heads(build) -> None:
     method = build(DCAMT, heads=2, head_size=8, shared_attention=True)
-    assert method.exchange.to_teacher is method.exchange.to_student
-    assert method.exchange.to_teacher.heads == 2
-    assert isinstance(method.exchange.to_teacher.query, nn.Linear)
-    assert method.exchange.to_teacher.query.out_features == 16
+    assert method.pair.exchange.to_teacher is method.pair.exchange.to_student
+    assert method.pair.exchange.to_teacher.heads == 2
+    assert isinstance(method.pair.exchange.to_teacher.query, nn.Linear)
+    assert method.pair.exchange.to_teacher.query.out_features == 16
+
+
+def test_the_steady_pair_follows_and_predicts(build, plain_update, batch) -> None:
+    """An average of both branches, batch norm's statistics included, that no gradient moves."""
+    method = build(DCAMT, steady=0.9, paste=0.5).train()
+    steady = {k: v.clone() for k, v in method.steady.state_dict().items()}
+    method.step(batch, Progress(50, 100), plain_update(method))
+    pair = method.pair.state_dict()
+    for name, value in method.steady.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.9 * steady[name] + 0.1 * pair[name])
+    assert not any(p.requires_grad for p in method.steady.parameters())
+    method.eval()
+    with torch.no_grad():
+        logits_t, logits_s, _, _ = method.steady(batch.image_u, batch.image_u)
+        expected = torch.stack([logits_t.softmax(1), logits_s.softmax(1)])
+        torch.testing.assert_close(method.branches(batch.image_u), expected)
+
+
+@pytest.mark.parametrize("components", ["base", "loss", "cross-attention"])
+def test_rows_without_distillation_have_no_steady_pair(components, build) -> None:
+    assert build(DCAMT, components=components, steady=0.9, paste=0.5).steady is None

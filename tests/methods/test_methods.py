@@ -299,7 +299,7 @@ def test_ema_against_the_formula() -> None:
 
 def test_a_frozen_copy_is_equal_apart_and_frozen() -> None:
     network = VNet(1, 2, 1)
-    copy = frozen_copy(network, lambda: VNet(1, 2, 1))
+    copy = frozen_copy(network)
     assert not any(p.requires_grad for p in copy.parameters())
     assert all(p.requires_grad for p in network.parameters())
     for a, b in zip(network.parameters(), copy.parameters(), strict=True):

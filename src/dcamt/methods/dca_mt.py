@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcamt.config import Fraction, Section
 from dcamt.losses.alignment import intra_inter, mmd
@@ -53,10 +53,10 @@ class DCAMT(Method):
         ``ema_early`` until ``ema_switch`` of the run and ``ema_late`` after. ``ramp``: fraction of
         the run over which the unlabelled terms reach full weight.
 
-        Beyond the paper: ``noise`` is the standard deviation of what is added to each branch's
-        input apart; ``paste`` is the share of each side of a box that labelled and unlabelled
-        patches exchange (0: none), while the targets come from the unmixed patches; it is part of
-        the distillation and goes with it.
+        Beyond the paper: ``paste`` is the share of each side of a box that labelled and unlabelled
+        patches exchange (0: none), while the targets come from the unmixed patches; ``steady`` is
+        the decay of a moving average of both branches that gives these targets, and the prediction
+        at inference, in their place (0: none). Both are part of the distillation and go with it.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -77,41 +77,29 @@ class DCAMT(Method):
         ema_early: Fraction = 0.99
         ema_late: Fraction = 0.999
         ema_switch: Fraction = 0.5
-        noise: Annotated[float, Field(ge=0)] = 0.0
         paste: Fraction = 0.0
+        steady: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     config: Config
 
     def __init__(self, config: Config, network: Callable[[], VNet]):
         super().__init__(config, network)
         self.uses = _COMPONENTS[config.components]
-        self.student = network()
-        if config.teacher == "ema":
-            self.teacher = frozen_copy(self.student, network)
-        else:
-            self.teacher = network()
-        self.exchange = None
+        student = network()
+        teacher = frozen_copy(student) if config.teacher == "ema" else network()
+        exchange = None
         if "attention" in self.uses:
-            self.exchange = CrossAttention(
-                self.student.features, config.heads, config.head_size, config.shared_attention
+            exchange = CrossAttention(
+                student.features, config.heads, config.head_size, config.shared_attention
             )
-
-    def forward(self, image_t: Tensor, image_s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits of teacher and student ``(B, K, X, Y, Z)`` and their exchanged features."""
-        features_t, skips_t = self.teacher.encode(image_t)
-        features_s, skips_s = self.student.encode(image_s)
-        if self.exchange is not None:
-            features_t, features_s = self.exchange(features_t, features_s)
-        logits_t = self.teacher.decode(features_t, skips_t)
-        logits_s = self.student.decode(features_s, skips_s)
-        return logits_t, logits_s, features_t, features_s
+        self.pair = Pair(teacher, student, exchange)
+        averaged = config.steady and "distillation" in self.uses
+        self.steady = frozen_copy(self.pair) if averaged else None
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         c = self.config
         x = self._patches(batch)
-        logits_t, logits_s, features_t, features_s = self(
-            self._noisy(x.image), self._noisy(x.image)
-        )
+        logits_t, logits_s, features_t, features_s = self.pair(x.image, x.image)
         terms = {
             "supervised_teacher": dice_ce(logits_t, x.label),
             "supervised_student": dice_ce(logits_s, x.label),
@@ -123,7 +111,7 @@ class DCAMT(Method):
         if "alignment" in self.uses:
             guess = teacher_says.argmax(1).masked_fill(~x.unlabeled, IGNORE)
             classes = torch.where(x.label == IGNORE, guess, x.label)
-            votes = one_hot(classes, self.student.classes)
+            votes = one_hot(classes, self.pair.student.classes)
             t, s, found = items(features_t, features_s, votes, c.units, c.foreground_share)
             terms["mmd"] = mmd(t, s, c.bandwidths)
             terms["intra"], terms["inter"] = intra_inter(t, s, found)
@@ -142,50 +130,57 @@ class DCAMT(Method):
         update(loss)
         if c.teacher != "gradient":
             late = at.iteration >= c.ema_switch * at.iterations
-            ema_(self.teacher, self.student, c.ema_late if late else c.ema_early)
+            ema_(self.pair.teacher, self.pair.student, c.ema_late if late else c.ema_early)
+        if self.steady is not None:
+            decay = min(1 - 1 / (at.iteration + 1), c.steady)
+            ema_(self.steady, self.pair, decay, buffers=True)
         return terms
 
     def branches(self, image: Tensor) -> Tensor:
-        logits_t, logits_s, _, _ = self(image, image)
+        logits_t, logits_s, _, _ = (self.steady or self.pair)(image, image)
         return torch.stack([logits_t.float().softmax(1), logits_s.float().softmax(1)])
-
-    def _noisy(self, image: Tensor) -> Tensor:
-        if not self.config.noise:
-            return image
-        return image + (self.config.noise * torch.randn_like(image)).clamp(-0.2, 0.2)
 
     @torch.no_grad()
     def _patches(self, batch: Batch) -> "_Patches":
         """Labelled and unlabelled patches as one batch, mixed if ``paste`` says so."""
-        labeled, unlabeled = len(batch.image_l), len(batch.image_u)
-        no_label = torch.full_like(batch.inside_u, IGNORE, dtype=batch.label_l.dtype)
-        nowhere = torch.zeros_like(batch.label_l, dtype=torch.bool)
-        if not self.config.paste or "distillation" not in self.uses:
-            return _Patches(
-                torch.cat([batch.image_l, batch.image_u]),
-                torch.cat([batch.label_l, no_label]),
-                torch.cat([nowhere, batch.inside_u]),
-            )
-        box = random_box(batch.image_u.shape[2:], self.config.paste, batch.image_u.device)
-        to_u = torch.arange(labeled, device=box.device) % unlabeled  # partner of each labelled
-        to_l = torch.arange(unlabeled, device=box.device) % labeled  # and of each unlabelled patch
-        clean_t, clean_s, _, _ = self(batch.image_u, batch.image_u)
+        to_u = torch.arange(len(batch.image_l)) % len(batch.image_u)  # partner of each labelled
+        to_l = torch.arange(len(batch.image_u)) % len(batch.image_l)  # and each unlabelled patch
+        own = torch.ones_like(batch.inside_u[0])  # voxels a patch keeps for itself
+        clean = None
+        if "distillation" in self.uses and (self.config.paste or self.steady):
+            source = self.pair if self.steady is None else self.steady.eval()
+            clean_t, clean_s, _, _ = source(batch.image_u, batch.image_u)
+            clean = torch.cat([clean_t[to_u], clean_t]), torch.cat([clean_s[to_u], clean_s])
+            if self.config.paste:
+                own = random_box(own.shape, self.config.paste, own.device)
+        image_l = torch.where(own, batch.image_l, batch.image_u[to_u])
+        image_u = torch.where(own, batch.image_u, batch.image_l[to_l])
+        label_l = batch.label_l.masked_fill(~own, IGNORE)
+        label_u = batch.label_l[to_l].masked_fill(own, IGNORE)
         return _Patches(
-            torch.cat(
-                [
-                    torch.where(box, batch.image_l, batch.image_u[to_u]),
-                    torch.where(box, batch.image_u, batch.image_l[to_l]),
-                ]
-            ),
-            torch.cat(
-                [
-                    batch.label_l.masked_fill(~box, IGNORE),
-                    batch.label_l[to_l].masked_fill(box, IGNORE),
-                ]
-            ),
-            torch.cat([batch.inside_u[to_u] & ~box, batch.inside_u & box]),
-            (torch.cat([clean_t[to_u], clean_t]), torch.cat([clean_s[to_u], clean_s])),
+            torch.cat([image_l, image_u]),
+            torch.cat([label_l, label_u]),
+            torch.cat([batch.inside_u[to_u] & ~own, batch.inside_u & own]),
+            clean,
         )
+
+
+class Pair(nn.Module):
+    """Teacher and student V-Net, and what lets their bottlenecks look at each other."""
+
+    def __init__(self, teacher: VNet, student: VNet, exchange: CrossAttention | None):
+        super().__init__()
+        self.teacher, self.student, self.exchange = teacher, student, exchange
+
+    def forward(self, image_t: Tensor, image_s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of teacher and student ``(B, K, X, Y, Z)`` and their exchanged features."""
+        features_t, skips_t = self.teacher.encode(image_t)
+        features_s, skips_s = self.student.encode(image_s)
+        if self.exchange is not None:
+            features_t, features_s = self.exchange(features_t, features_s)
+        logits_t = self.teacher.decode(features_t, skips_t)
+        logits_s = self.student.decode(features_s, skips_s)
+        return logits_t, logits_s, features_t, features_s
 
 
 @dataclass(frozen=True)

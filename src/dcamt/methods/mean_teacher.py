@@ -31,7 +31,7 @@ class MeanTeacher(Method):
     def __init__(self, config: Config, network: Callable[[], VNet]):
         super().__init__(config, network)
         self.student = network()
-        self.teacher = frozen_copy(self.student, network)
+        self.teacher = frozen_copy(self.student)
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         labeled = len(batch.image_l)

@@ -6,8 +6,9 @@ optimisers, schedules and files, and lends the method ``update``, which it calls
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -86,14 +87,23 @@ class Method(nn.Module):
 
 
 @torch.no_grad()
-def ema_(target: nn.Module, source: nn.Module, decay: float) -> None:
-    """``target <- decay target + (1 - decay) source`` for every parameter, in place."""
+def ema_(target: nn.Module, source: nn.Module, decay: float, buffers: bool = False) -> None:
+    """``target <- decay target + (1 - decay) source`` for every parameter, in place.
+
+    ``buffers`` averages the running statistics of batch norm too, for a target that never sees
+    images in training mode itself.
+    """
     for t, s in zip(target.parameters(), source.parameters(), strict=True):
         t.lerp_(s, 1 - decay)
+    if buffers:
+        for kept, seen in zip(target.buffers(), source.buffers(), strict=True):
+            if kept.is_floating_point():
+                kept.lerp_(seen, 1 - decay)
 
 
-def frozen_copy(network: nn.Module, build: Callable[[], VNet]) -> VNet:
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def frozen_copy(network: AnyModule) -> AnyModule:
     """A network with the same weights that no optimiser will touch."""
-    copy = build()
-    copy.load_state_dict(network.state_dict())
-    return copy.requires_grad_(False)
+    return deepcopy(network).requires_grad_(False)
