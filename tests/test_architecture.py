@@ -50,7 +50,7 @@ def test_losses_networks_and_methods_know_nothing_above_them() -> None:
 
 
 def test_the_engine_and_inference_know_methods_only_by_their_base() -> None:
-    for package in ("engine", "inference", "data", "evaluation", "report"):
+    for package in ("engine", "inference", "data", "evaluation", "reporting"):
         for module, path in folder(package).items():
             for target, name in imports(path):
                 if layer(target, name) == "methods":

@@ -99,12 +99,15 @@ class AugmentConfig(Section):
     """Random changes of a training patch; the same for every method.
 
     ``flip`` lists the axes that may be mirrored (0, 1, 2 of the prepared orientation), ``rotate``
-    allows quarter turns in the plane of axes 0 and 1, ``intensity`` is the largest relative change
-    of contrast and the largest shift and noise in standard deviations.
+    allows quarter turns in the plane of axes 0 and 1, ``angle`` is the largest rotation about each
+    axis in degrees, ``zoom`` the largest relative change of size, ``intensity`` the largest
+    relative change of contrast and the largest shift and noise in standard deviations.
     """
 
     flip: tuple[Literal[0, 1, 2], ...] = (0, 1)
     rotate: bool = True
+    angle: Annotated[float, Field(ge=0, le=180)] = 0.0
+    zoom: Annotated[float, Field(ge=0)] = 0.0
     intensity: Fraction = 0.1
 
 

@@ -85,6 +85,7 @@ def _train(
         config.plan.patch,
         config.train,
         config.seed,
+        config.plan.spacing,
     )
     held_out = [ready[name] for name in split.val]
 

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcamt.config import AugmentConfig, TrainConfig
-from dcamt.data.patches import Batches, Location, change_intensity, cut, draw_location
+from dcamt.data.patches import (
+    Batches,
+    Location,
+    change_intensity,
+    cut,
+    draw_location,
+    draw_matrix,
+)
 from dcamt.data.prepare import Prepared
 from dcamt.losses.overlap import IGNORE
 
@@ -267,3 +275,43 @@ def test_a_labelled_case_without_foreground_is_no_obstacle(tmp_path):
     case = Prepared("a", tmp_path / "i.npy", tmp_path / "l.npy")
     config = settings_of(labeled_batch=1, unlabeled_batch=1, foreground=1.0)
     assert (Batches([case], [case], PATCH, config, 0)[0].label_l == 0).all()
+
+
+def test_a_turn_and_zoom_of_nothing_is_a_straight_cut() -> None:
+    volume = np.random.default_rng(0).random((2, 20, 24, 18), np.float32)
+    straight = Location((2, -3, 4), (16, 32, 16), 1, (0,))
+    same = replace(straight, matrix=np.eye(3))
+    np.testing.assert_array_equal(cut(volume, same, 7.0), cut(volume, straight, 7.0))
+
+
+def test_a_rotation_by_a_right_angle_is_a_quarter_turn() -> None:
+    volume = np.random.default_rng(0).random((16, 16, 16), np.float32)
+    matrix = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    turned = cut(volume, Location((0, 0, 0), (16, 16, 16), 0, (), matrix), 0.0)
+    # Patch voxel (x, y) shows volume voxel (-y, x) about the middle.
+    np.testing.assert_allclose(turned, np.rot90(volume, -1, axes=(0, 1)), atol=1e-5)
+
+
+def test_rotation_and_zoom_are_rigid_in_mm_and_within_their_limits() -> None:
+    augment, spacing = AugmentConfig(angle=20, zoom=0.25), (0.5, 0.5, 2.0)
+    factors = []
+    for seed in range(50):
+        matrix = draw_matrix(np.random.default_rng(seed), augment, spacing)
+        assert matrix is not None
+        in_mm = np.diag(spacing) @ matrix @ np.linalg.inv(np.diag(spacing))
+        factor = np.cbrt(np.linalg.det(in_mm))
+        np.testing.assert_allclose(in_mm @ in_mm.T, factor**2 * np.eye(3), atol=1e-9)
+        factors.append(factor)
+    assert 0.8 <= min(factors) < 0.9
+    assert 1.1 < max(factors) <= 1.25
+    assert draw_matrix(np.random.default_rng(0), AugmentConfig(), spacing) is None
+
+
+def test_a_turned_label_keeps_whole_classes_and_marks_what_lies_outside() -> None:
+    label = np.random.default_rng(0).integers(0, 3, (12, 12, 12)).astype(np.int8)
+    matrix = draw_matrix(np.random.default_rng(1), AugmentConfig(angle=15, zoom=0.2), (1, 1, 1))
+    at = Location((-2, -2, -2), (16, 16, 16), 0, (), matrix)
+    turned = cut(label, at, IGNORE)
+    assert set(np.unique(turned)) == {IGNORE, 0, 1, 2}
+    inside = cut(np.ones(label.shape, np.uint8), at, 0).astype(bool)
+    np.testing.assert_array_equal(turned != IGNORE, inside)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+from scipy.spatial.transform import Rotation
 
 from dcamt.config import AugmentConfig, Patch, TrainConfig
 from dcamt.data.prepare import Prepared
@@ -33,6 +35,8 @@ class Location:
     size: tuple[int, int, int]  # before turning
     turns: int  # quarter turns in the plane of axes 0 and 1
     flips: tuple[int, ...]
+    # (3, 3), patch voxels to volume voxels about the middle of the patch; None is straight.
+    matrix: NDArray[np.float64] | None = None
 
 
 def draw_location(
@@ -41,6 +45,7 @@ def draw_location(
     patch: Patch,
     augment: AugmentConfig,
     centre: NDArray[np.int64] | None = None,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Location:
     """A random patch of a volume of ``shape`` voxels, one that holds ``centre`` if given."""
     turns = int(rng.integers(4)) if augment.rotate else 0
@@ -53,11 +58,48 @@ def draw_location(
         if centre is not None and n >= s:
             low, high = max(low, int(centre[axis]) - s + 1), min(high, int(centre[axis]))
         start.append(int(rng.integers(low, high + 1)))
-    return Location((start[0], start[1], start[2]), size, turns, flips)
+    matrix = draw_matrix(rng, augment, spacing)
+    return Location((start[0], start[1], start[2]), size, turns, flips, matrix)
+
+
+def draw_matrix(
+    rng: Generator, augment: AugmentConfig, spacing: tuple[float, float, float]
+) -> NDArray[np.float64] | None:
+    """A small random rotation and zoom in voxels, rigid in mm; None if there is none to draw."""
+    if not augment.angle and not augment.zoom:
+        return None
+    angles = rng.uniform(-augment.angle, augment.angle, 3)
+    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    factor = np.exp(rng.uniform(-1, 1) * np.log1p(augment.zoom))
+    size = np.array(spacing)
+    matrix: NDArray[np.float64] = factor * rotation * size[None] / size[:, None]
+    return matrix
 
 
 def cut(array: NDArray[np.generic], at: Location, fill: float) -> NDArray[np.generic]:
     """The patch of ``array`` ``(..., X, Y, Z)`` at ``at``, turned; ``fill`` outside the volume."""
+    result = _cut_straight(array, at, fill) if at.matrix is None else _cut_turned(array, at, fill)
+    result = np.rot90(result, at.turns, axes=(-3, -2))
+    for axis in at.flips:
+        result = np.flip(result, axis - 3)
+    return result
+
+
+def _cut_turned(array: NDArray[np.generic], at: Location, fill: float) -> NDArray[np.generic]:
+    """Sample the rotated, zoomed patch: linear for intensities, nearest for everything else."""
+    assert at.matrix is not None
+    middle = (np.array(at.size) - 1) / 2
+    offset = np.array(at.start) + middle - at.matrix @ middle
+    order = 1 if array.dtype.kind == "f" else 0
+    volumes = array.reshape(-1, *array.shape[-3:])
+    patches = [
+        affine_transform(v, at.matrix, offset, at.size, order=order, mode="constant", cval=fill)
+        for v in volumes
+    ]
+    return np.stack(patches).reshape(*array.shape[:-3], *at.size)
+
+
+def _cut_straight(array: NDArray[np.generic], at: Location, fill: float) -> NDArray[np.generic]:
     result = np.full((*array.shape[:-3], *at.size), fill, dtype=array.dtype)
     source: tuple[Any, ...] = (...,)
     target: tuple[Any, ...] = (...,)
@@ -66,9 +108,6 @@ def cut(array: NDArray[np.generic], at: Location, fill: float) -> NDArray[np.gen
         source += (slice(low, high),)
         target += (slice(low - start, high - start),)
     result[target] = array[source]
-    result = np.rot90(result, at.turns, axes=(-3, -2))
-    for axis in at.flips:
-        result = np.flip(result, axis - 3)
     return result
 
 
@@ -98,11 +137,12 @@ class Batches(torch.utils.data.Dataset[Batch]):
         patch: Patch,
         train: TrainConfig,
         seed: int,
+        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     ):
         self.labeled = labeled
         # With every case labelled, the unlabelled stream shows the same images without labels.
         self.unlabeled = unlabeled or labeled
-        self.patch, self.train, self.seed = patch, train, seed
+        self.patch, self.train, self.seed, self.spacing = patch, train, seed, spacing
         self._foreground: dict[str, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
@@ -115,14 +155,16 @@ class Batches(torch.utils.data.Dataset[Batch]):
         images_l, labels, images_u, insides = [], [], [], []
         for case in labeled:
             centre = self._centre(rng, case)
-            at = draw_location(rng, case.label.shape, self.patch, self.train.augment, centre)
+            at = draw_location(
+                rng, case.label.shape, self.patch, self.train.augment, centre, self.spacing
+            )
             images_l.append(self._image(rng, case, at))
             labels.append(cut(case.label, at, IGNORE).astype(np.int64))
         for case in unlabeled:
             shape = case.image.shape[1:]
-            at = draw_location(rng, shape, self.patch, self.train.augment)
+            at = draw_location(rng, shape, self.patch, self.train.augment, spacing=self.spacing)
             images_u.append(self._image(rng, case, at))
-            insides.append(cut(np.broadcast_to(np.True_, shape), at, False))
+            insides.append(cut(np.ones(shape, np.uint8), at, 0).astype(bool))
         return Batch(
             torch.from_numpy(np.stack(images_l)),
             torch.from_numpy(np.stack(labels)),
