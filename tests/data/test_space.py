@@ -161,6 +161,9 @@ def test_resampling_moves_nothing(code, orientation, spacing, wanted):
     prepared, placement = to_network(image, plan)
     extent = np.array(spacing_along(image, placement)) * placement.cropped
     np.testing.assert_allclose(prepared.shape[1:], extent / np.array(wanted), atol=0.5)
+    for axis, size in enumerate(prepared.shape[1:]):  # both grids cover the same extent
+        steps = np.linalg.norm(np.diff(prepared, axis=axis + 1), axis=0)
+        np.testing.assert_allclose(np.median(steps), extent[axis] / size, rtol=1e-3)
 
     back = restore(torch.from_numpy(prepared), placement)
     # The outermost voxels of either grid are clamped, not interpolated.

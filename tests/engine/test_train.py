@@ -136,6 +136,17 @@ def test_cut_again_and_again(start):
     assert [int(row["iteration"]) for row in rows(again)] == list(range(1, N + 1))
 
 
+def test_rows_after_the_last_checkpoint_are_written_once(start):
+    """The log runs ahead of the checkpoints; what is trained again is not logged twice."""
+    settings = ("method.name=vnet", "train.iterations=25", "train.checkpoint_every=12")
+    with pytest.raises(PowerCut):
+        start("cut", *settings, change=cut_at(23))
+    run = start("none", "method.name=vnet", "train.iterations=1").parent / "cut"
+    assert len(rows(run)) > 12
+    start("cut", *settings, resume=True)
+    assert [int(row["iteration"]) for row in rows(run)] == list(range(1, 26))
+
+
 def test_resuming_a_finished_run_changes_nothing(start):
     run = start("run", "method.name=vnet")
     before = (run / "last.safetensors").read_bytes(), (run / "log.csv").read_text()

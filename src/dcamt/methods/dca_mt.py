@@ -56,8 +56,7 @@ class DCAMT(Method):
         Beyond the paper: ``paste`` is the share of each side of a box that labelled and unlabelled
         patches exchange (0: none), while the targets come from the unmixed patches; ``steady`` is
         the decay of a moving average of both branches that gives these targets, and the prediction
-        at inference, in their place (0: none); only voxels where the source gives its class at
-        least ``confidence`` are taught. All three are part of the distillation and go with it.
+        at inference, in their place (0: none). Both are part of the distillation and go with it.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -79,7 +78,6 @@ class DCAMT(Method):
         ema_late: Fraction = 0.999
         ema_switch: Fraction = 0.5
         paste: Fraction = 0.0
-        confidence: Fraction = 0.0
         steady: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     config: Config
@@ -123,10 +121,9 @@ class DCAMT(Method):
                 + c.inter_weight * terms["inter"]
             )
         if "distillation" in self.uses:
-            sure_t, sure_s = (confident(z, c.confidence) for z in (teacher_says, student_says))
-            where_t, where_s = x.unlabeled & sure_t, x.unlabeled & sure_s
-            terms["to_student"] = distillation(logits_s, teacher_says, where_t, c.temperature)
-            terms["to_teacher"] = distillation(logits_t, student_says, where_s, c.temperature)
+            tau = c.temperature
+            terms["to_student"] = distillation(logits_s, teacher_says, x.unlabeled, tau)
+            terms["to_teacher"] = distillation(logits_t, student_says, x.unlabeled, tau)
             loss = loss + ramp * (
                 c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]
             )
@@ -194,11 +191,6 @@ class _Patches:
     label: Tensor  # (B, X, Y, Z), IGNORE where no label is known
     unlabeled: Tensor  # (B, X, Y, Z), voxels of unlabelled scans
     clean: tuple[Tensor, Tensor] | None = None  # both branches' logits of the unmixed patches
-
-
-def confident(logits: Tensor, least: float) -> Tensor:
-    """Voxels ``(B, X, Y, Z)`` whose most probable class has at least probability ``least``."""
-    return logits.float().softmax(1).amax(1) >= least
 
 
 def one_hot(classes: Tensor, count: int) -> Tensor:
