@@ -17,10 +17,11 @@ METHODS = ("vnet", "dca-mt")
 SETTINGS = (
     "network.width=8",
     "train.iterations=300",
+    "train.learning_rate=0.05",
     "train.validate_every=0",
     "train.augment.rotate=false",
     "train.augment.flip=[]",
-    "data.patch=[48,48,32]",
+    "data.patch=[32,32,32]",
 )
 
 
