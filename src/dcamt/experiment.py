@@ -28,7 +28,7 @@ from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.losses.overlap import IGNORE
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
-from dcamt.networks.vnet import VNet
+from dcamt.networks.vnet import VNet, channels_last
 from dcamt.reporting.report import write_report
 
 _VERSIONS = ("dcamt", "torch", "monai", "lightning-fabric", "numpy", "scipy", "nibabel")
@@ -160,6 +160,7 @@ def load_run(run: Path, weights: str = "last") -> tuple[Config, Method]:
         raise InputError(f"{run}/config.yaml: has no plan; give a run that `dcamt train` wrote")
     method = build_method(config)
     checkpoint.load(run / f"{weights}.safetensors", method)
+    channels_last(method)
     return config, method
 
 
