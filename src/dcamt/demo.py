@@ -12,7 +12,7 @@ from dcamt.data.phantom import write_phantoms
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
 
-LABELED, UNLABELED, NEW = 4, 28, 16
+LABELED, UNLABELED, VALIDATION, NEW = 4, 28, 4, 16
 METHODS = ("vnet", "dca-mt")
 SETTINGS = (
     "network.width=8",
@@ -36,9 +36,13 @@ def run_demo(out: Path) -> dict[str, Any]:
         raise InputError(f"{out}: exists already; remove it or choose another --out")
     console = Console()
     dataset, new = out / "dataset", out / "new_scans"
-    write_phantoms(dataset, LABELED + UNLABELED, labeled=LABELED, val=0, seed=1)
-    write_phantoms(new, NEW, labeled=NEW, val=0, seed=2)
-    console.print(f"drew {LABELED} labelled, {UNLABELED} unlabelled and {NEW} new phantoms")
+    drawn = LABELED + UNLABELED + VALIDATION
+    write_phantoms(dataset, drawn, labeled=LABELED, val=VALIDATION, seed=1)
+    write_phantoms(new, NEW, labeled=1, val=1, seed=2)
+    console.print(
+        f"drew {LABELED} labelled, {UNLABELED} unlabelled, {VALIDATION} validation and {NEW} new "
+        "phantoms"
+    )
     scores = {}
     for method in METHODS:
         run = out / method

@@ -26,9 +26,9 @@ from dcamt.experiment import build_method
 
 METHODS = {
     "dca-mt": ["method.name=dca-mt", "method.heads=1", "method.head_size=4"],
-    "dca-mt with every random part": [
+    "dca-mt with every moving part": [
         *("method.name=dca-mt", "method.heads=1", "method.head_size=4", "method.teacher=both"),
-        *("method.noise=0.1", "network.dropout=0.2"),
+        *("method.steady=0.9", "network.dropout=0.2"),
     ],
     "mean-teacher": ["method.name=mean-teacher"],
     "vnet": ["method.name=vnet"],
