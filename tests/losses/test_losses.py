@@ -264,8 +264,9 @@ def test_the_bandwidth_gets_no_gradient(features: tuple[Tensor, Tensor]) -> None
 
 def slow_intra_inter(teacher: Tensor, student: Tensor, classes: Tensor) -> tuple[float, float]:
     same, different = [], []
-    for i, t in enumerate(teacher):
-        for j, s in enumerate(student):
+    centre = sum([*teacher, *student]) / (len(teacher) + len(student))
+    for i, t in enumerate(teacher - centre):
+        for j, s in enumerate(student - centre):
             distance = squared(t / t.norm(), s / s.norm())
             (same if classes[i] == classes[j] else different).append(distance)
     return statistics.fmean(same or [0.0]), -statistics.fmean(different or [0.0])
@@ -276,6 +277,14 @@ def test_intra_inter(features: tuple[Tensor, Tensor], classes: list[int]) -> Non
     found = intra_inter(*features, torch.tensor(classes))
     expected = slow_intra_inter(*features, torch.tensor(classes))
     assert [value.item() for value in found] == pytest.approx(expected, rel=1e-4)
+
+
+def test_features_that_differ_little_are_not_taken_for_equal() -> None:
+    """A large common part hides nothing: it is what all features would share in a collapse."""
+    apart = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    classes = torch.tensor([0, 1, 2, 3])
+    _, inter = intra_inter(100 + apart, 100 + apart, classes)
+    assert inter.item() == pytest.approx(intra_inter(apart, apart, classes)[1].item(), rel=1e-3)
 
 
 def test_the_push_is_zero_when_all_items_are_of_one_class(

@@ -6,6 +6,7 @@ An item is a pooled sample or a bottleneck voxel ("token"); classes: ``(N,)`` in
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -40,12 +41,14 @@ def intra_inter(teacher: Tensor, student: Tensor, classes: Tensor) -> tuple[Tens
     """Pull same-class and push different-class pairs across branches (DCA-MT eqs. 4-5).
 
     Returns ``L_intra = mean |t_i - s_j|^2`` over pairs of equal class, and ``L_inter = -mean
-    |t_i - s_j|^2`` over pairs of different class. Features are scaled to unit length first, which
-    bounds a distance by 4: on raw features the push has no lower bound. A set without pairs
-    gives 0.
+    |t_i - s_j|^2`` over pairs of different class; a set without pairs gives 0. Features are
+    centred and scaled to unit length first. Unit length bounds a distance by 4, where the push has
+    no lower bound on raw features. Without centring the pull, which weighs more, is satisfied by
+    all features pointing the same way, and the bottleneck goes blind.
     """
-    unit = torch.nn.functional.normalize
-    distances = squared_distances(unit(teacher, dim=1), unit(student, dim=1))
+    centre = torch.cat([teacher, student]).mean(0)
+    unit_t, unit_s = (F.normalize(x - centre, dim=1) for x in (teacher, student))
+    distances = squared_distances(unit_t, unit_s)
     same = (classes[:, None] == classes[None]).float()
     intra = (distances * same).sum() / same.sum().clamp(min=1)
     inter = (distances * (1 - same)).sum() / (1 - same).sum().clamp(min=1)

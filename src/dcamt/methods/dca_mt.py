@@ -77,7 +77,7 @@ class DCAMT(Method):
         ema_early: Fraction = 0.99
         ema_late: Fraction = 0.999
         ema_switch: Fraction = 0.5
-        paste: Fraction = 2 / 3
+        paste: Fraction = 0.0
         steady: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     config: Config
