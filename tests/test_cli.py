@@ -198,6 +198,7 @@ WRONG_OPTIONS = {
     "a huge seed": (["--seed", str(10**19)], "seed"),
     "a rate that is no number": (["--set", "train.learning_rate=.nan"], "learning_rate"),
     "patch off the stride": (["--set", "data.patch=[16,16,20]"], "multiple of 16"),
+    "a batch of one bottleneck voxel": (["--set", "train.unlabeled_batch=1"], "unlabeled_batch=2"),
     "window upside down": (["--set", "data.window=[300,100]"], "window"),
     "orientation": (["--set", "data.orientation=RAX"], "orientation"),
     "no label wanted": (["--labeled", "0"], "at least 1"),

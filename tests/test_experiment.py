@@ -52,7 +52,7 @@ def test_all_labels_and_one_label(trained, phantoms):
     all_ = split_of(trained("all", labeled="all"))
     assert sorted(all_["labeled"]) == sorted(training)
     assert all_["unlabeled"] == []
-    three = split_of(trained("three", labeled=3, changes=["train.unlabeled_batch=1"]))
+    three = split_of(trained("three", labeled=3))
     assert three["labeled"] == training[:3]
     assert three["unlabeled"] == training[3:]
     assert all_["val"] == three["val"] == lists["val"]

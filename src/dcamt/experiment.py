@@ -28,7 +28,7 @@ from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.losses.overlap import IGNORE
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
-from dcamt.networks.vnet import VNet, channels_last
+from dcamt.networks.vnet import STRIDE, VNet, channels_last
 from dcamt.reporting.report import write_report
 
 _VERSIONS = ("dcamt", "torch", "monai", "lightning-fabric", "numpy", "scipy", "nibabel")
@@ -188,6 +188,7 @@ def _begin(
     training = [visible.case(name) for name in (*split.labeled, *split.unlabeled)]
     _check_enough(split, config)
     plan = make_plan(visible, fingerprint(visible, training, config.data), config.data)
+    _check_statistics(plan.patch, config)
     config = config.model_copy(update={"dataset": dataset.resolve(), "plan": plan})
     options = build_method(config).config.model_dump(mode="json")
     method = MethodConfig.model_validate({"name": config.method.name, **options})
@@ -221,6 +222,16 @@ def _check_enough(split: Split, config: Config) -> None:
             raise InputError(
                 f"{have} {key} case(s) for train.{key}_batch = {want}; add cases or set "
                 f"train.{key}_batch={have}"
+            )
+
+
+def _check_statistics(patch: tuple[int, int, int], config: Config) -> None:
+    """InputError if a batch is one bottleneck voxel: batch norm cannot take its variance."""
+    for key in ("labeled_batch", "unlabeled_batch"):
+        if max(patch) == STRIDE and getattr(config.train, key) == 1:
+            raise InputError(
+                f"train.{key} = 1 with data.patch = {list(patch)} gives batch norm one value; "
+                f"set train.{key}=2 or a larger data.patch"
             )
 
 

@@ -313,12 +313,11 @@ def test_the_command_leaves_with_the_code_of_its_signal(phantoms, tmp_path, tiny
             [*map(str, command), *(part for s in changes for part in ("--set", s))],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not saved_after(run, iterations) and time.monotonic() < deadline:
+        while not saved_after(run, iterations):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == code
         assert "Traceback" not in errors
         assert "--resume" in errors

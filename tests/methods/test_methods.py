@@ -29,7 +29,7 @@ VARIANTS += [
     ("dca-mt", {"units": "samples"}),
     ("dca-mt", {"paste": 0.5}),
     ("dca-mt", {"shared_attention": True, "heads": 8}),
-    ("dca-mt", {"noise": 0.1, "temperature": 2.0, "bandwidths": [0.5, 1, 2]}),
+    ("dca-mt", {"steady": 0.9, "temperature": 2.0, "bandwidths": [0.5, 1, 2]}),
 ]
 every_variant = pytest.mark.parametrize(
     ("name", "options"),

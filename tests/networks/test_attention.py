@@ -76,7 +76,6 @@ def test_each_branch_adds_what_it_reads_in_the_other(shared: bool) -> None:
     assert (exchange.to_teacher is exchange.to_student) == shared
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("shared", [True, False])
 def test_both_directions_get_a_gradient(shared: bool) -> None:
     torch.manual_seed(0)
