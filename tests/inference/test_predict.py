@@ -69,12 +69,15 @@ def test_the_output_lies_where_the_scan_lies(tiny_run, tmp_path, name):
         tiny_run, source, tmp_path / "out", probabilities=True, uncertainty=True, quiet=True
     )
     assert output == tmp_path / "out" / "case.nii.gz"
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {
-        "case.nii.gz", "case_probability_background.nii.gz", "case_probability_atrium.nii.gz",
-        "case_entropy.nii.gz", "case_disagreement.nii.gz",
-    }  # fmt: skip
-    for path in (tmp_path / "out").iterdir():
+    files = {str(p.relative_to(output.parent)): p for p in output.parent.rglob("*.nii.gz")}
+    assert files.keys() == {
+        "case.nii.gz",
+        "probabilities/case_background.nii.gz",
+        "probabilities/case_atrium.nii.gz",
+        "uncertainty/case_entropy.nii.gz",
+        "uncertainty/case_disagreement.nii.gz",
+    }
+    for path in files.values():
         assert_same_geometry(path, source)
     assert nib.load(output).get_data_dtype() == np.uint8
 
@@ -107,17 +110,17 @@ def test_maps_are_what_they_say(tiny_run, tmp_path, method):
                 uncertainty=True, quiet=True)  # fmt: skip
 
     def load(part):
-        image = nib.load(tmp_path / "out" / f"a{part}.nii.gz")
+        image = nib.load(tmp_path / "out" / f"{part}.nii.gz")
         return image, np.asarray(image.dataobj)
 
-    probabilities = [load(f"_probability_{name}") for name in ("background", "atrium")]
+    probabilities = [load(f"probabilities/a_{name}") for name in ("background", "atrium")]
     assert all(image.get_data_dtype() == np.float32 for image, _ in probabilities)
     maps = np.stack([array for _, array in probabilities])
     np.testing.assert_allclose(maps.sum(0), 1, atol=1e-5)
     assert maps.min() >= 0
-    np.testing.assert_array_equal(load("")[1], maps.argmax(0))
-    for name in ("_entropy", "_disagreement"):
-        array = load(name)[1]
+    np.testing.assert_array_equal(load("a")[1], maps.argmax(0))
+    for name in ("entropy", "disagreement"):
+        array = load(f"uncertainty/a_{name}")[1]
         assert array.min() >= 0
         assert array.max() <= 1
         assert array[3:, :, :-2].max() > 0
@@ -350,7 +353,7 @@ def test_best_weights_are_used_when_asked_for(tiny_run, tmp_path, phantoms, tiny
     for weights in ("last", "best"):
         api.predict(run, source, tmp_path / weights, weights=weights, probabilities=True,
                     quiet=True)  # fmt: skip
-        path = tmp_path / weights / "phantom_000_probability_atrium.nii.gz"
+        path = tmp_path / weights / "probabilities" / "phantom_000_atrium.nii.gz"
         arrays[weights] = nib.load(path).get_fdata()
     assert not np.allclose(arrays["last"], arrays["best"])
 

@@ -69,7 +69,7 @@ def choose_device(device: str, precision: str) -> tuple[str, str]:
 def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     """Fabric on the resolved device; InputError if it is not there."""
     accelerator, resolved = choose_device(device, precision)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     kind: Any = resolved
     strategy = "ddp_spawn" if devices > 1 else "auto"
     return Fabric(accelerator=accelerator, devices=devices, precision=kind, strategy=strategy)

@@ -34,10 +34,11 @@ def predict_case(
 ) -> None:
     """Segment one scan and write it to ``output`` (.nii.gz) in the scan's own geometry.
 
-    The segmentation is uint8 with the scan's size and affine. ``extras`` adds, beside it,
-    CASE_probability_CLASS.nii.gz (0 to 1), CASE_entropy.nii.gz (0 certain to 1) and
-    CASE_disagreement.nii.gz (total variation between two branches, 0 to 1), all float32. Raises
-    InputError if the scan cannot be read or has other channels than the run was trained on.
+    The segmentation is uint8 with the scan's size and affine. ``extras`` adds folders beside it:
+    probabilities/CASE_CLASS.nii.gz (0 to 1), uncertainty/CASE_entropy.nii.gz (0 certain to 1) and
+    uncertainty/CASE_disagreement.nii.gz (total variation between two branches, 0 to 1), all
+    float32. Raises InputError if the scan cannot be read or has other channels than the run was
+    trained on.
     """
     plan = config.plan
     assert plan is not None
@@ -55,12 +56,12 @@ def predict_case(
     stem = output.name.removesuffix(".gz").removesuffix(".nii")
     if extras.probabilities:
         for k, name in enumerate(plan.classes):
-            path = output.with_name(f"{stem}_probability_{_file_part(name)}.nii.gz")
+            path = output.parent / "probabilities" / f"{stem}_{_file_part(name)}.nii.gz"
             write_volume(path, restored[k], image.affine)
     if extras.uncertainty:
         maps = {"entropy": entropy(probabilities), "disagreement": disagreement(branches)}
         for name, values in maps.items():
-            path = output.with_name(f"{stem}_{name}.nii.gz")
+            path = output.parent / "uncertainty" / f"{stem}_{name}.nii.gz"
             write_volume(path, restore(values[None], placement)[0], image.affine)
     # The segmentation comes last: where it exists, the case is done.
     write_volume(output, segmentation, image.affine)
