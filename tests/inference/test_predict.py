@@ -275,10 +275,11 @@ def test_prediction_is_the_same_every_time(tiny_run, tmp_path):
     source = scan(tmp_path / "a.nii.gz", GEOMETRIES["oblique"])
     for name in ("one", "two"):
         api.predict(tiny_run, source, tmp_path / name, probabilities=True, quiet=True)
-    for path in (tmp_path / "one").iterdir():
-        np.testing.assert_array_equal(
-            nib.load(path).get_fdata(), nib.load(tmp_path / "two" / path.name).get_fdata()
-        )
+    first = sorted((tmp_path / "one").rglob("*.nii.gz"))
+    second = sorted((tmp_path / "two").rglob("*.nii.gz"))
+    assert len(first) == len(second) == 3
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_array_equal(nib.load(one).get_fdata(), nib.load(two).get_fdata())
 
 
 def test_what_exists_is_refused_and_stays(tiny_run, tmp_path):
