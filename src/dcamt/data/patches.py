@@ -164,7 +164,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
             shape = case.image.shape[1:]
             at = draw_location(rng, shape, self.patch, self.train.augment, spacing=self.spacing)
             images_u.append(self._image(rng, case, at))
-            insides.append(cut(np.ones(shape, np.uint8), at, 0).astype(bool))
+            insides.append(cut(np.broadcast_to(np.uint8(1), shape), at, 0).astype(bool))
         return Batch(
             torch.from_numpy(np.stack(images_l)),
             torch.from_numpy(np.stack(labels)),
