@@ -28,7 +28,7 @@ METHODS = {
     "dca-mt": ["method.name=dca-mt", "method.heads=1", "method.head_size=4"],
     "dca-mt with every moving part": [
         *("method.name=dca-mt", "method.heads=1", "method.head_size=4", "method.teacher=both"),
-        *("method.steady=0.9", "network.dropout=0.2"),
+        *("method.paste=0.6", "network.dropout=0.2"),
     ],
     "mean-teacher": ["method.name=mean-teacher"],
     "vnet": ["method.name=vnet"],

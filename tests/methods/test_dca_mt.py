@@ -378,23 +378,20 @@ def test_attention_has_the_configured_heads(build) -> None:
     assert method.pair.exchange.to_teacher.query.out_features == 16
 
 
-def test_the_steady_pair_follows_and_predicts(build, plain_update, batch) -> None:
-    """An average of both branches, batch norm's statistics included, that no gradient moves."""
-    method = build(DCAMT, steady=0.9, paste=0.5).train()
-    steady = {k: v.clone() for k, v in method.steady.state_dict().items()}
-    method.step(batch, Progress(50, 100), plain_update(method))
-    pair = method.pair.state_dict()
-    for name, value in method.steady.state_dict().items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value, 0.9 * steady[name] + 0.1 * pair[name])
-    assert not any(p.requires_grad for p in method.steady.parameters())
-    method.eval()
-    with torch.no_grad():
-        logits_t, logits_s, _, _ = method.steady(batch.image_u, batch.image_u)
-        expected = torch.stack([logits_t.softmax(1), logits_s.softmax(1)])
-        torch.testing.assert_close(method.branches(batch.image_u), expected)
-
-
-@pytest.mark.parametrize("components", ["base", "loss", "cross-attention"])
-def test_rows_without_distillation_have_no_steady_pair(components, build) -> None:
-    assert build(DCAMT, components=components, steady=0.9, paste=0.5).steady is None
+def test_hard_targets_are_the_other_branch_s_classes(build, plain_update, batch) -> None:
+    """Each branch learns the other's most probable class where, and only where, no label is."""
+    method = build(DCAMT, targets="hard").train()
+    seen = {}
+    method.pair.register_forward_hook(
+        lambda _, inputs, output: seen.update(logits=[o.detach() for o in output[:2]])
+    )
+    terms = method.step(batch, Progress(900, 1000), plain_update(method))
+    logits_t, logits_s = seen["logits"]
+    for name, learner, source in (
+        ("to_student", logits_s, logits_t),
+        ("to_teacher", logits_t, logits_s),
+    ):
+        target = source.argmax(1)
+        target[: len(batch.image_l)] = IGNORE
+        target[len(batch.image_l) :][~batch.inside_u] = IGNORE
+        torch.testing.assert_close(terms[name].detach(), dice_ce(learner, target))

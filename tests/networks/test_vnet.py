@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcamt.networks.vnet import STRIDE, VNet
+from dcamt.networks.vnet import STRIDE, VNet, channels_last
 
 
 def convolutions(module: nn.Module, size: int, kind: type = nn.Conv3d) -> list[tuple[int, int]]:
@@ -33,7 +33,7 @@ def test_stages_are_those_of_the_literature() -> None:
     assert convolutions(network.down, 2) == [(16, 32), (32, 64), (64, 128), (128, 256)]
     ups = convolutions(network.up, 2, nn.ConvTranspose3d)
     assert ups == [(256, 128), (128, 64), (64, 32), (32, 16)]
-    assert convolutions(network.head, 1) == [(16, 5)]
+    assert network.head.weight.shape == (5, 16, 1, 1, 1)
     norms = sum(isinstance(m, nn.BatchNorm3d) for m in network.modules())
     assert norms == sum(isinstance(m, nn.ReLU) for m in network.modules()) == 12 + 4 + 4 + 9
 
@@ -86,3 +86,27 @@ def test_dropout_is_random_in_training_only() -> None:
         assert not torch.equal(network(image), network(image))
         network.eval()
         assert torch.equal(network(image), network(image))
+
+
+def test_the_head_is_a_1x1x1_convolution() -> None:
+    network = VNet(1, 3, 2)
+    features = torch.randn(2, 2, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    expected = nn.functional.conv3d(features, network.head.weight, network.head.bias)
+    torch.testing.assert_close(network.head(features), expected)
+
+
+def test_every_feature_map_is_laid_out_channels_last() -> None:
+    """One contiguous tensor in between costs a copy at each of its uses."""
+    network = VNet(1, 2, 2)
+    channels_last(network)
+    mixed = []
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        if not output.is_contiguous(memory_format=torch.channels_last_3d):
+            mixed.append(module)
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | nn.BatchNorm3d):
+            module.register_forward_hook(look)
+    network(torch.randn(2, 1, 32, 32, 16))
+    assert not mixed

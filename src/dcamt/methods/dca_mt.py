@@ -15,11 +15,11 @@ default is the one that measured better (docs/results.md).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from dcamt.config import Fraction, Section
@@ -53,10 +53,10 @@ class DCAMT(Method):
         ``ema_early`` until ``ema_switch`` of the run and ``ema_late`` after. ``ramp``: fraction of
         the run over which the unlabelled terms reach full weight.
 
-        Beyond the paper: ``paste`` is the share of each side of a box that labelled and unlabelled
-        patches exchange (0: none), while the targets come from the unmixed patches; ``steady`` is
-        the decay of a moving average of both branches that gives these targets, and the prediction
-        at inference, in their place (0: none). Both are part of the distillation and go with it.
+        Beyond the paper: ``targets`` that are ``hard`` replace the KL divergence by 0.5
+        (cross-entropy + Dice) with the other branch's most probable class. ``paste`` is the share
+        of each side of a box that labelled and unlabelled patches exchange (0: none), while the
+        targets come from the unmixed patches. Both are part of the distillation and go with it.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -77,8 +77,8 @@ class DCAMT(Method):
         ema_early: Fraction = 0.99
         ema_late: Fraction = 0.999
         ema_switch: Fraction = 0.5
+        targets: Literal["soft", "hard"] = "soft"
         paste: Fraction = 0.0
-        steady: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     config: Config
 
@@ -93,8 +93,6 @@ class DCAMT(Method):
                 student.features, config.heads, config.head_size, config.shared_attention
             )
         self.pair = Pair(teacher, student, exchange)
-        averaged = config.steady and "distillation" in self.uses
-        self.steady = frozen_copy(self.pair) if averaged else None
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         c = self.config
@@ -121,9 +119,8 @@ class DCAMT(Method):
                 + c.inter_weight * terms["inter"]
             )
         if "distillation" in self.uses:
-            tau = c.temperature
-            terms["to_student"] = distillation(logits_s, teacher_says, x.unlabeled, tau)
-            terms["to_teacher"] = distillation(logits_t, student_says, x.unlabeled, tau)
+            terms["to_student"] = self._learn(logits_s, teacher_says, x.unlabeled)
+            terms["to_teacher"] = self._learn(logits_t, student_says, x.unlabeled)
             loss = loss + ramp * (
                 c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]
             )
@@ -131,13 +128,16 @@ class DCAMT(Method):
         if c.teacher != "gradient":
             late = at.iteration >= c.ema_switch * at.iterations
             ema_(self.pair.teacher, self.pair.student, c.ema_late if late else c.ema_early)
-        if self.steady is not None:
-            decay = min(1 - 1 / (at.iteration + 1), c.steady)
-            ema_(self.steady, self.pair, decay, buffers=True)
         return terms
 
+    def _learn(self, learner: Tensor, source: Tensor, unlabeled: Tensor) -> Tensor:
+        """What ``learner`` lacks of ``source`` on the unlabelled voxels; logits of both."""
+        if self.config.targets == "soft":
+            return distillation(learner, source, unlabeled, self.config.temperature)
+        return dice_ce(learner, source.argmax(1).masked_fill(~unlabeled, IGNORE))
+
     def branches(self, image: Tensor) -> Tensor:
-        logits_t, logits_s, _, _ = (self.steady or self.pair)(image, image)
+        logits_t, logits_s, _, _ = self.pair(image, image)
         return torch.stack([logits_t.float().softmax(1), logits_s.float().softmax(1)])
 
     @torch.no_grad()
@@ -147,12 +147,10 @@ class DCAMT(Method):
         to_l = torch.arange(len(batch.image_u)) % len(batch.image_l)  # and each unlabelled patch
         own = torch.ones_like(batch.inside_u[0])  # voxels a patch keeps for itself
         clean = None
-        if "distillation" in self.uses and (self.config.paste or self.steady):
-            source = self.pair if self.steady is None else self.steady.eval()
-            clean_t, clean_s, _, _ = source(batch.image_u, batch.image_u)
+        if "distillation" in self.uses and self.config.paste:
+            clean_t, clean_s, _, _ = self.pair(batch.image_u, batch.image_u)
             clean = torch.cat([clean_t[to_u], clean_t]), torch.cat([clean_s[to_u], clean_s])
-            if self.config.paste:
-                own = random_box(own.shape, self.config.paste, own.device)
+            own = random_box(own.shape, self.config.paste, own.device)
         image_l = torch.where(own, batch.image_l, batch.image_u[to_u])
         image_u = torch.where(own, batch.image_u, batch.image_l[to_l])
         label_l = batch.label_l.masked_fill(~own, IGNORE)

@@ -87,18 +87,10 @@ class Method(nn.Module):
 
 
 @torch.no_grad()
-def ema_(target: nn.Module, source: nn.Module, decay: float, buffers: bool = False) -> None:
-    """``target <- decay target + (1 - decay) source`` for every parameter, in place.
-
-    ``buffers`` averages the running statistics of batch norm too, for a target that never sees
-    images in training mode itself.
-    """
+def ema_(target: nn.Module, source: nn.Module, decay: float) -> None:
+    """``target <- decay target + (1 - decay) source`` for every parameter, in place."""
     for t, s in zip(target.parameters(), source.parameters(), strict=True):
         t.lerp_(s, 1 - decay)
-    if buffers:
-        for kept, seen in zip(target.buffers(), source.buffers(), strict=True):
-            if kept.is_floating_point():
-                kept.lerp_(seen, 1 - decay)
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)

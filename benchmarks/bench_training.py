@@ -1,0 +1,198 @@
+"""Training measured side by side with the plain loop: ratios, medians of paired runs.
+
+    python benchmarks/bench_training.py
+
+Draws phantoms, trains V-Net and DCA-MT on them with the plain loop (benchmarks/plain_training.py)
+and with the engine in turn, each run in a process of its own, and prints rows of Markdown.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from plain_training import Loop, crops
+
+from dcamt.config import Config, load_config
+from dcamt.data.dataset import find_classes, read_dataset
+from dcamt.data.patches import Batches
+from dcamt.data.phantom import write_phantoms
+from dcamt.data.plan import fingerprint, make_plan
+from dcamt.data.prepare import prepare
+from dcamt.engine.train import make_fabric, train
+from dcamt.experiment import build_method
+from dcamt.methods.method import Batch, Method, Progress, Update
+from dcamt.networks.vnet import channels_last
+
+LARGE, SMALL = (112, 112, 80), (48, 64, 48)
+WARM_UP = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: median seconds of an iteration, share of them spent waiting, peak memory (MiB)."""
+
+    iteration: float
+    waiting: float
+    peak: float
+
+
+class Clock:
+    """Notes when each ``step`` of a method begins and ends."""
+
+    def __init__(self, method: Method):
+        self.begin: list[float] = []
+        self.end: list[float] = []
+        step = method.step
+
+        def timed(batch: Batch, at: Progress, update: Update) -> dict[str, torch.Tensor]:
+            self.begin.append(time.perf_counter())
+            terms = step(batch, at, update)
+            self.end.append(time.perf_counter())
+            return terms
+
+        method.step = timed  # type: ignore[method-assign]
+
+    def measured(self) -> Measured:
+        """From the start of one iteration to that of the next, the first ones left out."""
+        begin, end = self.begin[WARM_UP:], self.end[WARM_UP:]
+        whole = [after - before for before, after in pairwise(begin)]
+        waiting = [after - before for before, after in zip(end, begin[1:], strict=False)]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return Measured(statistics.median(whole), sum(waiting) / sum(whole), peak)
+
+
+def configuration(method: str, patch: tuple[int, int, int], data: Path, iterations: int) -> Config:
+    """Every method sees batches of four: V-Net four labelled, the others two and two."""
+    batch = (4, 1) if method == "vnet" else (2, 2)
+    config = load_config(
+        None,
+        [
+            f"method.name={method}",
+            f"data.patch={list(patch)}",
+            f"train.iterations={iterations}",
+            f"train.labeled_batch={batch[0]}",
+            f"train.unlabeled_batch={batch[1]}",
+            "train.validate_every=0",
+            "train.checkpoint_every=1000000",
+            "device=cpu",
+        ],
+    )
+    found = find_classes(read_dataset(data))
+    plan = make_plan(found, fingerprint(found, list(found.cases), config.data), config.data)
+    return config.model_copy(update={"dataset": data, "plan": plan})
+
+
+def make_batches(config: Config) -> Batches:
+    """The engine's batches of a data set that is labelled throughout."""
+    assert config.plan is not None
+    assert config.dataset is not None
+    cases = prepare(find_classes(read_dataset(config.dataset)).cases, config.plan)
+    return Batches(cases, cases, config.plan.patch, config.train, config.seed, config.plan.spacing)
+
+
+def run_plain(config: Config) -> Measured:
+    """Train with the plain loop."""
+    assert config.plan is not None
+    assert config.dataset is not None
+    method = build_method(config)
+    clock = Clock(method)
+    loop = Loop(method, config.train.iterations)
+    batches = crops(config.dataset, config.plan.patch, config.train)
+    for batch in batches:
+        loop.step(batch)
+    return clock.measured()
+
+
+def run_engine(config: Config) -> Measured:
+    """Train with the engine, files and all."""
+    method = build_method(config)
+    clock = Clock(method)
+    fabric = make_fabric(config.device, config.train.precision)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        train(method, make_batches(config), config.train, out, fabric, None, quiet=True)
+    return clock.measured()
+
+
+def largest_loss_difference(config: Config) -> float:
+    """Relative difference of the summed terms after two iterations on the same batches."""
+    batches = make_batches(config)
+    plain, ours = build_method(config), build_method(config)
+    channels_last(ours)
+    totals = []
+    for method, layout in ((plain, torch.contiguous_format), (ours, torch.channels_last_3d)):
+        loop = Loop(method, config.train.iterations)
+        for index in range(2):
+            torch.manual_seed(index)
+            batch = batches[index]
+            if layout == torch.channels_last_3d:
+                batch = batch.to(torch.device("cpu"))
+            terms = loop.step(batch)
+        totals.append(sum(abs(value) for value in terms.values()))
+    return abs(totals[0] - totals[1]) / totals[0]
+
+
+def pairs(config: Config, rounds: int) -> tuple[list[Measured], list[Measured]]:
+    """Plain loop and engine in turn, each in a fresh process, so that its peak is its own."""
+    found: dict[str, list[Measured]] = {"plain": [], "engine": []}
+    for _ in range(rounds):
+        for name, run in (("plain", run_plain), ("engine", run_engine)):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                found[name].append(pool.submit(run, config).result())
+            print(f"{config.method.name} {name}: {found[name][-1]}", file=sys.stderr)
+    return found["plain"], found["engine"]
+
+
+def spread(values: list[float]) -> str:
+    """Median, and the range if there is one."""
+    middle = f"{statistics.median(values):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of the small patch")
+    parser.add_argument("--large-rounds", type=int, default=2, help="pairs of the large patch")
+    options = parser.parse_args()
+    print("| patch | method | plain / engine | waiting | memory | largest loss difference |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DCAMT_CACHE"] = str(Path(folder) / "cache")
+        data = Path(folder) / "data"
+        write_phantoms(data, 6, (144, 144, 96), labeled=5, val=1)
+        seconds: dict[tuple[str, str], float] = {}
+        for patch, rounds, iterations in (
+            (SMALL, options.rounds, 12),
+            (LARGE, options.large_rounds, 3),
+        ):
+            size = "x".join(map(str, patch))
+            for name in ("vnet", "dca-mt") if rounds else ():
+                config = configuration(name, patch, data, iterations)
+                difference = largest_loss_difference(config) if patch == SMALL else None
+                plain, engine = pairs(config, rounds)
+                ratios = [p.iteration / e.iteration for p, e in zip(plain, engine, strict=True)]
+                peaks = [e.peak / p.peak for p, e in zip(plain, engine, strict=True)]
+                waiting = [100 * e.waiting for e in engine]
+                seconds[name, size] = statistics.median(e.iteration for e in engine)
+                print(
+                    f"| {size} | {name} | {spread(ratios)} | {spread(waiting)} % | "
+                    f"{spread(peaks)} | {'' if difference is None else f'{difference:.0e}'} |"
+                )
+            if rounds:
+                ratio = seconds["dca-mt", size] / seconds["vnet", size]
+                print(f"| {size} | dca-mt / vnet | {ratio:.2f} | | | |")
+
+
+if __name__ == "__main__":
+    main()
