@@ -166,6 +166,7 @@ class Pointwise(nn.Module):
     [
         (Supervised, {}, False),
         (MeanTeacher, {}, True),
+        (METHODS["cps"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),

@@ -33,3 +33,8 @@ def soft_dice(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
 def dice_ce(logits: Tensor, label: Tensor) -> Tensor:
     """The protocol's supervised loss: 0.5 (cross-entropy + soft Dice)."""
     return 0.5 * (cross_entropy(logits, label) + soft_dice(logits, label))
+
+
+def pseudo_label(scores: Tensor, inside: Tensor) -> Tensor:
+    """The highest-scoring class of ``(B, K, X, Y, Z)`` as a label, IGNORE outside ``inside``."""
+    return scores.detach().argmax(1).masked_fill(~inside, IGNORE)

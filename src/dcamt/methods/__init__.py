@@ -1,11 +1,13 @@
 """Every training method by its name on the command line. To add one: docs/adding-a-method.md."""
 
+from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Method
 from dcamt.methods.vnet import Supervised
 
 METHODS: dict[str, type[Method]] = {
+    "cps": CPS,
     "dca-mt": DCAMT,
     "mean-teacher": MeanTeacher,
     "vnet": Supervised,
