@@ -167,6 +167,7 @@ class Pointwise(nn.Module):
         (Supervised, {}, False),
         (MeanTeacher, {}, True),
         (METHODS["cps"], {}, True),
+        (METHODS["bcp"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),

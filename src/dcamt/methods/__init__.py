@@ -1,5 +1,6 @@
 """Every training method by its name on the command line. To add one: docs/adding-a-method.md."""
 
+from dcamt.methods.bcp import BCP
 from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.mean_teacher import MeanTeacher
@@ -7,6 +8,7 @@ from dcamt.methods.method import Method
 from dcamt.methods.vnet import Supervised
 
 METHODS: dict[str, type[Method]] = {
+    "bcp": BCP,
     "cps": CPS,
     "dca-mt": DCAMT,
     "mean-teacher": MeanTeacher,
