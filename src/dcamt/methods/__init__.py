@@ -5,6 +5,7 @@ from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Method
+from dcamt.methods.ua_mt import UAMT
 from dcamt.methods.vnet import Supervised
 
 METHODS: dict[str, type[Method]] = {
@@ -12,5 +13,6 @@ METHODS: dict[str, type[Method]] = {
     "cps": CPS,
     "dca-mt": DCAMT,
     "mean-teacher": MeanTeacher,
+    "ua-mt": UAMT,
     "vnet": Supervised,
 }
