@@ -172,6 +172,7 @@ class Pointwise(nn.Module):
         (METHODS["cps"], {}, True),
         (METHODS["bcp"], {}, True),
         (METHODS["ua-mt"], {}, True),
+        (METHODS["dtc"], {"steepness": 5.0}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),

@@ -3,6 +3,7 @@
 from dcamt.methods.bcp import BCP
 from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
+from dcamt.methods.dtc import DTC
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Method
 from dcamt.methods.ua_mt import UAMT
@@ -12,6 +13,7 @@ METHODS: dict[str, type[Method]] = {
     "bcp": BCP,
     "cps": CPS,
     "dca-mt": DCAMT,
+    "dtc": DTC,
     "mean-teacher": MeanTeacher,
     "ua-mt": UAMT,
     "vnet": Supervised,
