@@ -173,6 +173,7 @@ class Pointwise(nn.Module):
         (METHODS["bcp"], {}, True),
         (METHODS["ua-mt"], {}, True),
         (METHODS["dtc"], {"steepness": 5.0}, True),
+        (METHODS["sassnet"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),

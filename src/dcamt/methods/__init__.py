@@ -6,6 +6,7 @@ from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.dtc import DTC
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Method
+from dcamt.methods.sassnet import SASSNet
 from dcamt.methods.ua_mt import UAMT
 from dcamt.methods.vnet import Supervised
 
@@ -15,6 +16,7 @@ METHODS: dict[str, type[Method]] = {
     "dca-mt": DCAMT,
     "dtc": DTC,
     "mean-teacher": MeanTeacher,
+    "sassnet": SASSNet,
     "ua-mt": UAMT,
     "vnet": Supervised,
 }
