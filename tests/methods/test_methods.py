@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dcamt.config import Section
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import IGNORE, dice_ce
-from dcamt.methods import METHODS
+from dcamt.methods import METHODS, mcf
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Batch, Method, Progress, ema_, frozen_copy
@@ -174,6 +174,7 @@ class Pointwise(nn.Module):
         (METHODS["ua-mt"], {}, True),
         (METHODS["dtc"], {"steepness": 5.0}, True),
         (METHODS["sassnet"], {}, True),
+        (METHODS["mcf"], {"temperature": 0.5}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),
@@ -185,6 +186,7 @@ def test_what_lies_in_the_padding_teaches_nothing(
     kind, options, reads_unlabelled, side, plain_update, weights, batch, monkeypatch
 ) -> None:
     """Whatever fills the padded half of a patch, terms and trained weights are the same."""
+    monkeypatch.setattr(mcf, "ResNet34", lambda *_: Pointwise())
     batch.inside_u[0, STRIDE:] = False
     batch.inside_u[1] = True
     batch.label_l[0, STRIDE:] = IGNORE
