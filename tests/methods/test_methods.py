@@ -175,6 +175,7 @@ class Pointwise(nn.Module):
         (METHODS["dtc"], {"steepness": 5.0}, True),
         (METHODS["sassnet"], {}, True),
         (METHODS["mcf"], {"temperature": 0.5}, True),
+        (METHODS["ga"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),

@@ -4,6 +4,7 @@ from dcamt.methods.bcp import BCP
 from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.dtc import DTC
+from dcamt.methods.ga import GA
 from dcamt.methods.mcf import MCF
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Method
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "cps": CPS,
     "dca-mt": DCAMT,
     "dtc": DTC,
+    "ga": GA,
     "mcf": MCF,
     "mean-teacher": MeanTeacher,
     "sassnet": SASSNet,
