@@ -176,6 +176,7 @@ class Pointwise(nn.Module):
         (METHODS["sassnet"], {}, True),
         (METHODS["mcf"], {"temperature": 0.5}, True),
         (METHODS["ga"], {}, True),
+        (METHODS["evil"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),

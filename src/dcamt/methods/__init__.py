@@ -4,6 +4,7 @@ from dcamt.methods.bcp import BCP
 from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.dtc import DTC
+from dcamt.methods.evil import EVIL
 from dcamt.methods.ga import GA
 from dcamt.methods.mcf import MCF
 from dcamt.methods.mean_teacher import MeanTeacher
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
     "cps": CPS,
     "dca-mt": DCAMT,
     "dtc": DTC,
+    "evil": EVIL,
     "ga": GA,
     "mcf": MCF,
     "mean-teacher": MeanTeacher,
