@@ -177,6 +177,7 @@ class Pointwise(nn.Module):
         (METHODS["mcf"], {"temperature": 0.5}, True),
         (METHODS["ga"], {}, True),
         (METHODS["evil"], {}, True),
+        (METHODS["pi-model"], {}, True),
         (METHODS["pseudo-label"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),

@@ -9,6 +9,7 @@ from dcamt.methods.ga import GA
 from dcamt.methods.mcf import MCF
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Method
+from dcamt.methods.pi_model import PiModel
 from dcamt.methods.pseudo_label import PseudoLabel
 from dcamt.methods.sassnet import SASSNet
 from dcamt.methods.ua_mt import UAMT
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "ga": GA,
     "mcf": MCF,
     "mean-teacher": MeanTeacher,
+    "pi-model": PiModel,
     "pseudo-label": PseudoLabel,
     "sassnet": SASSNet,
     "ua-mt": UAMT,
