@@ -186,7 +186,7 @@ def test_data_that_cannot_be_used_are_refused(cli, data, tmp_path, tiny, what):
 
 
 WRONG_OPTIONS = {
-    "unknown method": (["--method", "unet"], "dca-mt, mean-teacher, vnet"),
+    "unknown method": (["--method", "unet"], "dca-mt, dtc, evil"),
     "unknown key": (["--set", "train.iteration=5"], "iterations"),
     "unknown section": (["--set", "training.iterations=5"], "training"),
     "unknown option of the method": (["--set", "method.headz=2"], "headz"),

@@ -1,6 +1,7 @@
 """What a method costs: parameters and multiply-accumulates, counted without computing anything."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def method_cost(
         raise InputError(f"--patch {list(patch)}: give three sides, each a multiple of {STRIDE}")
     with torch.device("meta"):
         kind = METHODS[method]
-        model = kind(kind.Config(), lambda: VNet(channels, classes, width)).eval()
+        model = kind(kind.Config(), partial(VNet, channels, classes, width)).eval()
         image = torch.empty(1, channels, *patch)
     normalised = 0
 

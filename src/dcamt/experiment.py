@@ -129,7 +129,7 @@ def build_method(config: Config) -> Method:
         len(config.plan.channels),
         len(config.plan.classes),
         config.network.width,
-        config.network.dropout,
+        dropout=config.network.dropout,
     )
     torch.manual_seed(config.seed)
     return kind(options, network)

@@ -13,7 +13,7 @@ from dcamt.config import PredictConfig
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
 from dcamt.experiment import load_run
-from dcamt.inference.predict import disagreement, entropy, keep_largest
+from dcamt.inference.predict import disagreement, entropy
 from dcamt.inference.sliding_window import branch_probabilities
 
 
@@ -209,42 +209,6 @@ def test_neighbouring_windows_agree_where_they_overlap(method):
         for o in (0.25, 0.75)
     )
     assert (few - many).abs().mean() < 0.1
-
-
-def test_keep_largest_against_a_flood_fill():
-    rng = np.random.default_rng(0)
-    segmentation = (rng.random((12, 11, 10)) < 0.06) * rng.integers(1, 4, (12, 11, 10))
-    segmentation = segmentation.astype(np.uint8)
-    segmentation[2:5, 2:5, 2:5], segmentation[8:10, 8:10, 7:9] = 1, 2
-    expected = np.zeros_like(segmentation)
-    for k in (1, 2, 3):
-        left = {tuple(v) for v in np.argwhere(segmentation == k)}
-        pieces = []
-        while left:
-            piece, edge = set(), [left.pop()]
-            while edge:
-                voxel = edge.pop()
-                piece.add(voxel)
-                for step in itertools.product((-1, 0, 1), repeat=3):
-                    beside = tuple(v + s for v, s in zip(voxel, step, strict=True))
-                    if beside in left:
-                        left.remove(beside)
-                        edge.append(beside)
-            pieces.append(piece)
-        sizes = sorted(map(len, pieces))
-        if sizes[-1] == sizes[-2]:
-            continue
-        for voxel in max(pieces, key=len):
-            expected[voxel] = k
-    found = keep_largest(segmentation)
-    assert found.dtype == np.uint8
-    settled = np.isin(segmentation, [0, *np.unique(expected)])
-    np.testing.assert_array_equal(found[settled], expected[settled])
-    assert {1, 2} <= set(np.unique(expected))
-
-
-def test_keep_largest_of_nothing_is_nothing():
-    assert not keep_largest(np.zeros((4, 4, 4), np.uint8)).any()
 
 
 def test_entropy_against_a_slow_reference():

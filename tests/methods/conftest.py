@@ -1,13 +1,13 @@
 """A tiny training set-up: a phantom batch and the engine's ``update`` in its simplest form."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD
 
-from dcamt.config import Section
+from dcamt.config import Section, TrainConfig
 from dcamt.losses.overlap import IGNORE
 from dcamt.methods.method import Batch, Method
 from dcamt.networks.vnet import VNet
@@ -16,12 +16,13 @@ PATCH = (32, 16, 16)
 
 
 class PlainUpdate:
-    """One SGD per part; keeps the losses it was given and the weights right after each step."""
+    """One optimiser per part; keeps the losses it was given and the weights after each step."""
 
     def __init__(self, method: Method, learning_rate: float = 0.01):
         self.method = method
+        settings = TrainConfig(learning_rate=learning_rate, weight_decay=0)
         self.optimizers = {
-            name: SGD(parameters, lr=learning_rate, momentum=0.9)
+            name: method.optimizer(name, parameters, settings)
             for name, parameters in method.parts().items()
         }
         self.losses: list[float] = []
@@ -73,7 +74,7 @@ def build() -> Build:
     def make(kind: type[Method], seed: int = 0, **options: object) -> Method:
         torch.manual_seed(seed)
         config: Section = kind.Config.model_validate(options)
-        return kind(config, lambda: VNet(1, 2, 2))
+        return kind(config, partial(VNet, 1, 2, 2))
 
     return make
 

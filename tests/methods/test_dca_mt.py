@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dcamt.losses.alignment import intra_inter, mmd
 from dcamt.losses.consistency import distillation
-from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.losses.overlap import IGNORE, dice_ce, one_hot
 from dcamt.methods import dca_mt
-from dcamt.methods.dca_mt import DCAMT, items, one_hot
+from dcamt.methods.dca_mt import DCAMT, items
 from dcamt.methods.method import Progress
 from dcamt.networks.vnet import STRIDE
 from dcamt.ops.mix import random_box

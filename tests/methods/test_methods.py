@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dcamt.config import Section
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import IGNORE, dice_ce
-from dcamt.methods import METHODS
+from dcamt.methods import METHODS, mcf
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Batch, Method, Progress, ema_, frozen_copy
@@ -143,10 +143,11 @@ def test_thirty_iterations_lower_the_supervised_loss(name, build, plain_update, 
 class Pointwise(nn.Module):
     """A stand-in for V-Net in which no voxel, and no bottleneck voxel, sees its neighbours."""
 
-    classes, features = 2, 8
+    channels, classes, width, features = 1, 2, 8, 8
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout3d(dropout)
         self.widen = nn.Conv3d(1, 8, 1)
         self.head = nn.Conv3d(8, 2, 1)
 
@@ -154,9 +155,11 @@ class Pointwise(nn.Module):
         x = self.widen(image).tanh()
         return nn.functional.avg_pool3d(x, STRIDE), [x]
 
+    def decode_features(self, features: Tensor, skips: list[Tensor]) -> Tensor:
+        return self.dropout(skips[0]) + nn.functional.interpolate(features, skips[0].shape[2:])
+
     def decode(self, features: Tensor, skips: list[Tensor]) -> Tensor:
-        size = skips[0].shape[2:]
-        return self.head(skips[0] + nn.functional.interpolate(features, size))
+        return self.head(self.decode_features(features, skips))
 
     def forward(self, image: Tensor) -> Tensor:
         return self.decode(*self.encode(image))
@@ -167,6 +170,16 @@ class Pointwise(nn.Module):
     [
         (Supervised, {}, False),
         (MeanTeacher, {}, True),
+        (METHODS["cps"], {}, True),
+        (METHODS["bcp"], {}, True),
+        (METHODS["ua-mt"], {}, True),
+        (METHODS["dtc"], {"steepness": 5.0}, True),
+        (METHODS["sassnet"], {}, True),
+        (METHODS["mcf"], {"temperature": 0.5}, True),
+        (METHODS["ga"], {}, True),
+        (METHODS["evil"], {}, True),
+        (METHODS["pi-model"], {}, True),
+        (METHODS["pseudo-label"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),
@@ -176,9 +189,10 @@ class Pointwise(nn.Module):
 )
 @pytest.mark.parametrize("side", ["labelled", "unlabelled"])
 def test_what_lies_in_the_padding_teaches_nothing(
-    kind, options, reads_unlabelled, side, plain_update, weights, batch
+    kind, options, reads_unlabelled, side, plain_update, weights, batch, monkeypatch
 ) -> None:
     """Whatever fills the padded half of a patch, terms and trained weights are the same."""
+    monkeypatch.setattr(mcf, "ResNet34", lambda *_: Pointwise())
     batch.inside_u[0, STRIDE:] = False
     batch.inside_u[1] = True
     batch.label_l[0, STRIDE:] = IGNORE

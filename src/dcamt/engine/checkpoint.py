@@ -1,6 +1,6 @@
 """Checkpoints: safetensors only, written to a temporary name and moved into place.
 
-``last.safetensors`` holds the method's weights, every optimiser's momentum under ``optimizer/``
+``last.safetensors`` holds the method's weights, every optimiser's state under ``optimizer/``
 and, as metadata, where training was: one file, so that a kill can never leave halves that do not
 belong together. ``best.safetensors`` holds weights alone.
 """
@@ -26,7 +26,7 @@ _KIND = "dcamt checkpoint 1"
 def save(
     path: Path, method: Method, optimizers: dict[str, Optimizer], state: dict[str, Any]
 ) -> None:
-    """Weights, momentum of each optimiser (none for weights alone) and ``state`` (JSON values)."""
+    """Weights, state of each optimiser (none for weights alone) and ``state`` (JSON values)."""
     tensors = {name: value.detach().cpu() for name, value in method.state_dict().items()}
     for part, optimizer in optimizers.items():
         for index, values in optimizer.state_dict()["state"].items():

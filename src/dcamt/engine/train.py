@@ -100,12 +100,7 @@ def train(
     """
     channels_last(method.to(fabric.device))
     optimizers: dict[str, Optimizer] = {
-        name: SGD(
-            parameters,
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-        )
+        name: method.optimizer(name, parameters, settings)
         for name, parameters in method.parts().items()
     }
     state: dict[str, Any] = {"iteration": 0, "best": None}
@@ -151,11 +146,12 @@ def _due(done: int, every: int, settings: TrainConfig) -> bool:
 def set_learning_rate(
     optimizers: dict[str, Optimizer], settings: TrainConfig, iteration: int
 ) -> float:
-    """Give every optimiser the rate of ``iteration``, and return it."""
+    """Give every SGD the rate of ``iteration``, and return it; the others keep their own."""
     rate = learning_rate(settings, iteration)
     for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        if isinstance(optimizer, SGD):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
     return rate
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from dcamt.config import Config
 from dcamt.data.space import Placement, restore, to_network
 from dcamt.data.volume import check_channels, read_image, write_volume
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.method import Method
+from dcamt.ops.components import keep_largest
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,6 @@ def disagreement(branches: torch.Tensor) -> torch.Tensor:
     """
     distance = 0.5 * (branches - branches.mean(0)).abs().sum(1)
     return (2 * distance.amax(0)).clamp(max=1)
-
-
-def keep_largest(segmentation: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Only the largest connected component of every class stays; corners and edges connect."""
-    result = np.zeros_like(segmentation)
-    for k in np.unique(segmentation[segmentation > 0]):
-        pieces, _ = ndimage.label(segmentation == k, structure=np.ones((3, 3, 3)))
-        result[pieces == np.bincount(pieces.ravel())[1:].argmax() + 1] = k
-    return result
 
 
 def _restore_probabilities(

@@ -13,13 +13,17 @@ def masked_mean(value: Tensor, inside: Tensor) -> Tensor:
     return (value * inside).sum() / inside.sum().clamp(min=1)
 
 
+def masked_mse(output: Tensor, target: Tensor, inside: Tensor) -> Tensor:
+    """Mean squared error over the channels of ``(B, ?, X, Y, Z)`` and the voxels ``inside``."""
+    return masked_mean((output.float() - target).square().mean(1), inside)
+
+
 def softmax_mse(logits: Tensor, target: Tensor, inside: Tensor) -> Tensor:
     """Mean squared error between ``softmax(logits)`` and probabilities ``target``.
 
     Tarvainen and Valpola, "Mean teachers", NeurIPS 2017; mean over classes and voxels.
     """
-    error = (logits.float().softmax(1) - target).square().mean(1)
-    return masked_mean(error, inside)
+    return masked_mse(logits.float().softmax(1), target, inside)
 
 
 def distillation(learner: Tensor, source: Tensor, inside: Tensor, temperature: float) -> Tensor:

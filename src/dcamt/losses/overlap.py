@@ -8,6 +8,12 @@ IGNORE = -1
 """Label of a voxel that no loss and no metric counts: padding, or not annotated."""
 
 
+def one_hot(label: Tensor, classes: int) -> Tensor:
+    """``(B, X, Y, Z)`` to ``(B, classes, X, Y, Z)`` float32; IGNORE is no class at all."""
+    hot = F.one_hot(label.clamp(min=0), classes) * (label != IGNORE).unsqueeze(-1)
+    return hot.movedim(-1, 1).float()
+
+
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """Mean over the voxels whose label is not IGNORE; 0 if there are none."""
     total = F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="sum")
@@ -33,3 +39,8 @@ def soft_dice(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
 def dice_ce(logits: Tensor, label: Tensor) -> Tensor:
     """The protocol's supervised loss: 0.5 (cross-entropy + soft Dice)."""
     return 0.5 * (cross_entropy(logits, label) + soft_dice(logits, label))
+
+
+def pseudo_label(scores: Tensor, inside: Tensor) -> Tensor:
+    """The highest-scoring class of ``(B, K, X, Y, Z)`` as a label, IGNORE outside ``inside``."""
+    return scores.detach().argmax(1).masked_fill(~inside, IGNORE)

@@ -1,12 +1,32 @@
 """Every training method by its name on the command line. To add one: docs/adding-a-method.md."""
 
+from dcamt.methods.bcp import BCP
+from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
+from dcamt.methods.dtc import DTC
+from dcamt.methods.evil import EVIL
+from dcamt.methods.ga import GA
+from dcamt.methods.mcf import MCF
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Method
+from dcamt.methods.pi_model import PiModel
+from dcamt.methods.pseudo_label import PseudoLabel
+from dcamt.methods.sassnet import SASSNet
+from dcamt.methods.ua_mt import UAMT
 from dcamt.methods.vnet import Supervised
 
 METHODS: dict[str, type[Method]] = {
+    "bcp": BCP,
+    "cps": CPS,
     "dca-mt": DCAMT,
+    "dtc": DTC,
+    "evil": EVIL,
+    "ga": GA,
+    "mcf": MCF,
     "mean-teacher": MeanTeacher,
+    "pi-model": PiModel,
+    "pseudo-label": PseudoLabel,
+    "sassnet": SASSNet,
+    "ua-mt": UAMT,
     "vnet": Supervised,
 }

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dcamt.config import Fraction, Section
 from dcamt.losses.alignment import intra_inter, mmd
 from dcamt.losses.consistency import distillation
-from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.losses.overlap import IGNORE, dice_ce, one_hot
 from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
 from dcamt.networks.attention import CrossAttention
 from dcamt.networks.vnet import STRIDE, VNet
@@ -189,12 +189,6 @@ class _Patches:
     label: Tensor  # (B, X, Y, Z), IGNORE where no label is known
     unlabeled: Tensor  # (B, X, Y, Z), voxels of unlabelled scans
     clean: tuple[Tensor, Tensor] | None = None  # both branches' logits of the unmixed patches
-
-
-def one_hot(classes: Tensor, count: int) -> Tensor:
-    """``(B, X, Y, Z)`` with IGNORE to ``(B, count, X, Y, Z)`` float; IGNORE is no class at all."""
-    hot = F.one_hot(classes.clamp(min=0), count) * (classes != IGNORE).unsqueeze(-1)
-    return hot.movedim(-1, 1).float()
 
 
 def items(

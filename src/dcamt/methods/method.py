@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 
-from dcamt.config import Section
+from dcamt.config import Section, TrainConfig
 from dcamt.networks.vnet import VNet
 
 
@@ -72,6 +73,18 @@ class Method(nn.Module):
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by optimiser; one SGD for all of them unless overridden."""
         return {"all": [p for p in self.parameters() if p.requires_grad]}
+
+    def optimizer(self, part: str, parameters: list[nn.Parameter], train: TrainConfig) -> Optimizer:
+        """What steps a part: the protocol's SGD unless overridden.
+
+        The protocol's rate and its decay are for SGD; any other optimiser keeps its own rate.
+        """
+        return SGD(
+            parameters,
+            lr=train.learning_rate,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+        )
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         """One iteration; returns the scalar loss terms to log."""

@@ -47,7 +47,7 @@ class VNet(nn.Module):
     def __init__(self, channels: int = 1, classes: int = 2, width: int = 16, dropout: float = 0.0):
         super().__init__()
         widths = [width * 2**level for level in range(5)]
-        self.classes = classes
+        self.channels, self.classes, self.width = channels, classes, width
         self.features = widths[-1]
         self.encoder = nn.ModuleList(
             _block(channels if level == 0 else w, w, n)
@@ -74,12 +74,16 @@ class VNet(nn.Module):
             x = block(down(x))
         return x, skips
 
-    def decode(self, features: Tensor, skips: list[Tensor]) -> Tensor:
-        """Bottleneck and skips to logits ``(B, K, X, Y, Z)``."""
+    def decode_features(self, features: Tensor, skips: list[Tensor]) -> Tensor:
+        """Bottleneck and skips to what a 1x1x1 head reads, ``(B, width, X, Y, Z)``."""
         x = self.dropout(features)
         for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = block(up(x) + skip)
-        return self.head(self.dropout(x))
+        return self.dropout(x)
+
+    def decode(self, features: Tensor, skips: list[Tensor]) -> Tensor:
+        """Bottleneck and skips to logits ``(B, K, X, Y, Z)``."""
+        return self.head(self.decode_features(features, skips))
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, C, X, Y, Z)`` to logits ``(B, K, X, Y, Z)``."""

@@ -1,0 +1,88 @@
+"""BCP: labelled and unlabelled scans pasted into each other, both ways.
+
+Bai et al., "Bidirectional copy-paste for semi-supervised medical image segmentation", CVPR 2023.
+M is 0 in a box of ``paste`` of each side and 1 outside it; l labelled, u unlabelled patches:
+
+    X_in  = M X_u + (1 - M) X_l,    X_out = M X_l + (1 - M) X_u     eqs. 1-2
+    Q_u   = largest component per class of argmax teacher(X_u)
+    Y_in  = M Q_u + (1 - M) Y_l,    Y_out = M Y_l + (1 - M) Q_u     eqs. 3-4
+    L     = L_seg where the label is Y_l + weight L_seg where it is Q_u
+
+The first ``pretrain`` of the run mixes labelled patches among themselves; then the teacher starts
+as a copy of the student and follows it. The evaluated network is the student.
+
+Unlike the paper, every patch of the batch is mixed both ways (the paper halves a batch twice as
+large); L_seg is 0.5 (cross-entropy + Dice) over both mixed volumes at once, where the paper adds
+one for each; pre-training takes the paper's share of the run, 2,000 of 17,000 iterations.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dcamt.config import Fraction, Section
+from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
+from dcamt.networks.vnet import VNet
+from dcamt.ops.components import largest_components
+from dcamt.ops.mix import random_box
+
+
+class BCP(Method):
+    """One student on mixed patches, and the teacher that labels their unlabelled part."""
+
+    class Config(Section):
+        paste: Fraction = 2 / 3
+        weight: float = 0.5
+        decay: Fraction = 0.99
+        pretrain: Fraction = 2 / 17
+
+    config: Config
+
+    def __init__(self, config: Config, network: Callable[[], VNet]):
+        super().__init__(config, network)
+        self.student = network()
+        self.teacher = frozen_copy(self.student)
+
+    def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
+        c = self.config
+        mask = ~random_box(batch.label_l.shape[1:], c.paste, batch.label_l.device)
+        if at.iteration < c.pretrain * at.iterations:
+            image = torch.where(mask, batch.image_l, batch.image_l.roll(1, 0))
+            label = torch.where(mask, batch.label_l, batch.label_l.roll(1, 0))
+            loss = dice_ce(self.student(image), label)
+            update(loss)
+            ema_(self.teacher, self.student, 0.0, buffers=True)
+            return {"supervised": loss, "pseudo": torch.zeros_like(loss)}
+        with torch.no_grad():
+            guess = largest_components(self.teacher(batch.image_u).argmax(1))
+        guess = guess.masked_fill(~batch.inside_u, IGNORE)
+        image, known, guessed = mix(batch, guess, mask)
+        logits = self.student(image)
+        supervised, pseudo = dice_ce(logits, known), dice_ce(logits, guessed)
+        update(supervised + c.weight * pseudo)
+        ema_(self.teacher, self.student, c.decay)
+        return {"supervised": supervised, "pseudo": pseudo}
+
+    def branches(self, image: Tensor) -> Tensor:
+        return self.student(image).float().softmax(1).unsqueeze(0)
+
+
+def mix(batch: Batch, guess: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mixed patches ``(L + U, C, X, Y, Z)`` and the two parts of their labels.
+
+    A patch keeps its voxels where ``mask`` ``(X, Y, Z)`` holds and takes its partner's elsewhere:
+    X_out of every labelled patch, then X_in of every unlabelled one. ``guess``: ``(U, X, Y, Z)``.
+    The labels, ``(L + U, X, Y, Z)``, are the annotated ones and the guessed ones, each IGNORE where
+    the other applies.
+    """
+    to_u = torch.arange(len(batch.image_l)) % len(batch.image_u)  # partner of each labelled patch
+    to_l = torch.arange(len(batch.image_u)) % len(batch.image_l)  # and each unlabelled one
+    x_out = torch.where(mask, batch.image_l, batch.image_u[to_u])
+    x_in = torch.where(mask, batch.image_u, batch.image_l[to_l])
+    known_out, known_in = batch.label_l, batch.label_l[to_l]
+    guess_out, guess_in = guess[to_u], guess
+    known = [known_out.masked_fill(~mask, IGNORE), known_in.masked_fill(mask, IGNORE)]
+    guessed = [guess_out.masked_fill(mask, IGNORE), guess_in.masked_fill(~mask, IGNORE)]
+    return torch.cat([x_out, x_in]), torch.cat(known), torch.cat(guessed)

@@ -1,0 +1,63 @@
+"""DTC: one network, two tasks that must tell the same story.
+
+Luo et al., "Semi-supervised medical image segmentation through dual-task consistency", AAAI 2021.
+A V-Net with two heads predicts the segmentation p and signed distance maps z in [-1, 1]:
+
+    T^-1(z) = sigmoid(-k z)                                      a map back to a mask, eq. 5
+    L_dtc   = mean over all patches of |T^-1(z) - p|^2           eq. 6, labelled and unlabelled
+    L       = L_dice + sdm_weight |z - T(y)|^2 + weight ramp L_dtc
+
+For several classes there is a map per foreground class. Unlike the authors' script, a class that
+a patch does not hold has the map 1 (outside everywhere), not 0 (surface everywhere).
+"""
+
+from collections.abc import Callable
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from dcamt.config import Fraction, Section
+from dcamt.losses.consistency import masked_mse
+from dcamt.losses.overlap import IGNORE, soft_dice
+from dcamt.methods.method import Batch, Method, Progress, Update
+from dcamt.networks.distance_vnet import DistanceVNet
+from dcamt.networks.vnet import VNet
+from dcamt.ops.distance import signed_distances
+
+
+class DTC(Method):
+    """Segmentation and distance from one network."""
+
+    class Config(Section):
+        """``steepness``: k, large enough for the sigmoid to be almost a step."""
+
+        sdm_weight: float = 0.3
+        weight: float = 1.0
+        ramp: Fraction = 1.0
+        steepness: PositiveFloat = 1500.0
+
+    config: Config
+
+    def __init__(self, config: Config, network: Callable[[], VNet]):
+        super().__init__(config, network)
+        self.network = DistanceVNet(network())
+
+    def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
+        c = self.config
+        labeled = len(batch.image_l)
+        logits, sdm = self.network(torch.cat([batch.image_l, batch.image_u]))
+        annotated = batch.label_l != IGNORE
+        target = signed_distances(batch.label_l, logits.shape[1])
+        supervised = soft_dice(logits[:labeled], batch.label_l)
+        distance = masked_mse(sdm[:labeled], target, annotated)
+        mask = torch.sigmoid(-c.steepness * sdm.float())
+        probabilities = logits.float().softmax(1)[:, 1:]
+        consistency = masked_mse(mask, probabilities, torch.cat([annotated, batch.inside_u]))
+        weight = c.weight * at.ramp(c.ramp)
+        update(supervised + c.sdm_weight * distance + weight * consistency)
+        return {"supervised": supervised, "distance": distance, "consistency": consistency}
+
+    def branches(self, image: Tensor) -> Tensor:
+        logits, _ = self.network(image)
+        return logits.float().softmax(1).unsqueeze(0)

@@ -1,0 +1,57 @@
+"""Pi-model: one network that must say the same twice.
+
+Laine and Aila, "Temporal ensembling for semi-supervised learning", ICLR 2017, algorithm 1, for
+volumes. p and q are two passes over the same patch, each with its own noise and dropout:
+
+    L = L_sup + weight ramp mean |p_u - q_u|^2                   gradients flow through both
+
+Consistency is on the unlabelled patches alone; noise (std 0.1 clipped to +-0.2), weight and ramp
+are those of Mean Teacher, which replaces q by a teacher. The network is evaluated without either.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dcamt.config import Fraction, Section
+from dcamt.losses.consistency import softmax_mse
+from dcamt.losses.overlap import dice_ce
+from dcamt.methods.method import Batch, Method, Progress, Update
+from dcamt.networks.vnet import VNet
+
+
+class PiModel(Method):
+    """One V-Net with dropout."""
+
+    class Config(Section):
+        """``dropout`` replaces that of the network section, which may be 0."""
+
+        weight: float = 0.1
+        ramp: Fraction = 1.0
+        dropout: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+    config: Config
+
+    def __init__(self, config: Config, network: Callable[..., VNet]):
+        super().__init__(config, network)
+        self.network = network(dropout=config.dropout)
+
+    def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
+        labeled = len(batch.image_l)
+        logits = self.network(torch.cat([batch.image_l, noisy(batch.image_u)]))
+        again = self.network(noisy(batch.image_u)).float().softmax(1)
+        supervised = dice_ce(logits[:labeled], batch.label_l)
+        consistency = softmax_mse(logits[labeled:], again, batch.inside_u)
+        update(supervised + self.config.weight * at.ramp(self.config.ramp) * consistency)
+        return {"supervised": supervised, "consistency": consistency}
+
+    def branches(self, image: Tensor) -> Tensor:
+        return self.network(image).float().softmax(1).unsqueeze(0)
+
+
+def noisy(image: Tensor) -> Tensor:
+    """``image`` plus Gaussian noise, std 0.1 clipped to +-0.2."""
+    return image + (0.1 * torch.randn_like(image)).clamp(-0.2, 0.2)
