@@ -53,7 +53,7 @@ class BCP(Method):
             label = torch.where(mask, batch.label_l, batch.label_l.roll(1, 0))
             loss = dice_ce(self.student(image), label)
             update(loss)
-            ema_(self.teacher, self.student, 0.0, buffers=True)
+            ema_(self.teacher, self.student, 0.0)
             return {"supervised": loss, "pseudo": torch.zeros_like(loss)}
         with torch.no_grad():
             guess = largest_components(self.teacher(batch.image_u).argmax(1))

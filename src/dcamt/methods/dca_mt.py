@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dcamt.config import Fraction, Section
 from dcamt.losses.alignment import intra_inter, mmd
 from dcamt.losses.consistency import distillation
-from dcamt.losses.overlap import IGNORE, dice_ce, one_hot
+from dcamt.losses.overlap import IGNORE, dice_ce, one_hot, pseudo_label
 from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
 from dcamt.networks.attention import CrossAttention
 from dcamt.networks.vnet import STRIDE, VNet
@@ -107,7 +107,7 @@ class DCAMT(Method):
         # What each branch says of the unlabelled voxels, which the other learns.
         teacher_says, student_says = x.clean or (logits_t.detach(), logits_s.detach())
         if "alignment" in self.uses:
-            guess = teacher_says.argmax(1).masked_fill(~x.unlabeled, IGNORE)
+            guess = pseudo_label(teacher_says, x.unlabeled)
             classes = torch.where(x.label == IGNORE, guess, x.label)
             votes = one_hot(classes, self.pair.student.classes)
             t, s, found = items(features_t, features_s, votes, c.units, c.foreground_share)
@@ -134,7 +134,7 @@ class DCAMT(Method):
         """What ``learner`` lacks of ``source`` on the unlabelled voxels; logits of both."""
         if self.config.targets == "soft":
             return distillation(learner, source, unlabeled, self.config.temperature)
-        return dice_ce(learner, source.argmax(1).masked_fill(~unlabeled, IGNORE))
+        return dice_ce(learner, pseudo_label(source, unlabeled))
 
     def branches(self, image: Tensor) -> Tensor:
         logits_t, logits_s, _, _ = self.pair(image, image)
