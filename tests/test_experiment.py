@@ -89,10 +89,25 @@ def test_named_options_reach_the_configuration(trained):
 
 
 def test_resume_goes_on_with_the_runs_own_configuration(trained):
+    run = trained(changes=["train.augment.intensity=0.2"])
+    before = (run / "config.yaml").read_text()
+    assert trained(resume=True, changes=["train.augment.intensity=0.2"]) == run
+    assert (run / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"seed": 99}, "seed = "),
+        ({"changes": ["network.width=4"]}, "network.width = 2"),
+        ({"changes": ["method.heads=2"]}, "method.heads = 1"),
+    ],
+)
+def test_resume_refuses_other_settings(trained, given, key):
     run = trained()
     before = (run / "config.yaml").read_text()
-    again = trained(resume=True, seed=99, changes=["network.width=4"])
-    assert again == run
+    with pytest.raises(InputError, match=f"begun with {key}"):
+        trained(resume=True, **given)
     assert (run / "config.yaml").read_text() == before
 
 

@@ -5,7 +5,7 @@ import platform
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -45,12 +45,14 @@ def train_run(
 ) -> Path:
     """Plan, prepare, train, segment the validation cases and write the report; returns ``out``.
 
-    With ``resume`` a half-finished run goes on with its own configuration; otherwise a folder that
-    holds anything is refused. ``labeled`` keeps so many labels, ``"all"`` every one there is.
+    With ``resume`` a half-finished run goes on with its own configuration, and settings that
+    contradict it are refused; otherwise a folder that holds anything is. ``labeled`` keeps so many labels, ``"all"`` every one there is.
     Raises InputError for anything the user can mend.
     """
     if resume and (out / "config.yaml").exists():
+        asked = config
         config, split = _read_run(out)
+        _refuse_changes(asked, config, out)
     elif dataset is None:
         raise InputError("no data set is named; give its folder")
     else:
@@ -211,6 +213,22 @@ def _read_run(run: Path) -> tuple[Config, Split]:
         return config, Split(**{key: tuple(names) for key, names in values.items()})
     except (OSError, ValueError, TypeError, AttributeError):
         raise InputError(f"{run}/split.json: is missing or broken; start a new run") from None
+
+
+def _refuse_changes(asked: Config, kept: Config, run: Path) -> None:
+    """InputError if a value that ``asked`` was given differs from the one the run began with."""
+
+    def compare(new: dict[str, Any], old: dict[str, Any], prefix: str) -> None:
+        for key, value in new.items():
+            if isinstance(value, dict):
+                compare(value, old[key], f"{prefix}{key}.")
+            elif value != old.get(key):
+                raise InputError(
+                    f"{run}: was begun with {prefix}{key} = {old.get(key)}, not {value}; leave the "
+                    "option out to resume, or start a new run in another --out"
+                )
+
+    compare(asked.model_dump(mode="json", exclude_unset=True), kept.model_dump(mode="json"), "")
 
 
 def _check_enough(split: Split, config: Config) -> None:
