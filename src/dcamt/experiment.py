@@ -46,8 +46,8 @@ def train_run(
     """Plan, prepare, train, segment the validation cases and write the report; returns ``out``.
 
     With ``resume`` a half-finished run goes on with its own configuration, and settings that
-    contradict it are refused; otherwise a folder that holds anything is. ``labeled`` keeps so many labels, ``"all"`` every one there is.
-    Raises InputError for anything the user can mend.
+    contradict it are refused; otherwise a folder that holds anything is. ``labeled`` keeps so many
+    labels, ``"all"`` every one there is. Raises InputError for anything the user can mend.
     """
     if resume and (out / "config.yaml").exists():
         asked = config
