@@ -81,4 +81,7 @@ def channels_last(module: nn.Module) -> None:
     """Lay 5D weights out channels-last, in place: what the fast convolution kernels want."""
     for parameter in module.parameters():
         if parameter.ndim == 5:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+            # With one input channel PyTorch takes a weight for channels-last by its strides alone,
+            # and `contiguous(memory_format=...)` would leave them.
+            last = parameter.data.movedim(1, -1).clone(memory_format=torch.contiguous_format)
+            parameter.data = last.movedim(-1, 1)
