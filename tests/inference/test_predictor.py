@@ -48,8 +48,8 @@ def trained(name="vnet", seed=0, width=3, **options):
 
 
 def convolutions_and_norms(module):
-    kinds = [type(m) for m in module.modules()]
-    return kinds.count(nn.Conv3d) + kinds.count(nn.ConvTranspose3d), kinds.count(nn.BatchNorm3d)
+    convolutions = sum(isinstance(m, nn.Conv3d | nn.ConvTranspose3d) for m in module.modules())
+    return convolutions, sum(isinstance(m, nn.BatchNorm3d) for m in module.modules())
 
 
 @pytest.mark.parametrize("name", METHODS)
