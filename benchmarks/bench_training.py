@@ -8,11 +8,11 @@ and with the engine in turn, each run in a process of its own, and prints rows o
 
 import argparse
 import os
-import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,11 +39,10 @@ WARM_UP = 1
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: median seconds of an iteration, share of them spent waiting, peak memory (MiB)."""
+    """One run: median seconds of an iteration, and the share of them spent waiting."""
 
     iteration: float
     waiting: float
-    peak: float
 
 
 class Clock:
@@ -67,8 +66,22 @@ class Clock:
         begin, end = self.begin[WARM_UP:], self.end[WARM_UP:]
         whole = [after - before for before, after in pairwise(begin)]
         waiting = [after - before for before, after in zip(end, begin[1:], strict=False)]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return Measured(statistics.median(whole), sum(waiting) / sum(whole), peak)
+        return Measured(statistics.median(whole), sum(waiting) / sum(whole))
+
+
+def tree_memory(root: int) -> float:
+    """Memory of a process and all below it (MiB), shared pages counted once; Linux says it."""
+    total, todo = 0.0, [root]
+    while todo:
+        process = Path(f"/proc/{todo.pop()}")
+        try:
+            pages = (process / "smaps_rollup").read_text(encoding="ascii")
+            for task in (process / "task").iterdir():
+                todo += map(int, (task / "children").read_text(encoding="ascii").split())
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        total += float(pages.partition("\nPss:")[2].split()[0]) / 1024
+    return total
 
 
 def configuration(method: str, patch: tuple[int, int, int], data: Path, iterations: int) -> Config:
@@ -142,15 +155,29 @@ def largest_loss_difference(config: Config) -> float:
     return abs(totals[0] - totals[1]) / totals[0]
 
 
-def pairs(config: Config, rounds: int) -> tuple[list[Measured], list[Measured]]:
-    """Plain loop and engine in turn, each in a fresh process, so that its peak is its own."""
-    found: dict[str, list[Measured]] = {"plain": [], "engine": []}
+def in_process(run: Callable[[Config], Measured], config: Config) -> tuple[Measured, float]:
+    """What a fresh process measures, and the peak memory (MiB) of it and its data workers."""
+    peak = 0.0
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = pool.submit(run, config)
+        while not found.done():
+            time.sleep(0.2)
+            peak = max(peak, sum(tree_memory(pid) for pid in list(pool._processes)))
+        return found.result(), peak
+
+
+def pairs(config: Config, rounds: int) -> tuple[list[float], list[float], list[Measured]]:
+    """Plain loop and engine in turn: ratios of time, of peak memory, and the engine's figures."""
+    times, peaks, engine = [], [], []
     for _ in range(rounds):
-        for name, run in (("plain", run_plain), ("engine", run_engine)):
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                found[name].append(pool.submit(run, config).result())
-            print(f"{config.method.name} {name}: {found[name][-1]}", file=sys.stderr)
-    return found["plain"], found["engine"]
+        plain, plain_peak = in_process(run_plain, config)
+        ours, our_peak = in_process(run_engine, config)
+        times.append(plain.iteration / ours.iteration)
+        peaks.append(our_peak / plain_peak)
+        engine.append(ours)
+        print(f"{config.method.name}: {plain} {ours} MiB: {plain_peak:.0f} {our_peak:.0f}",
+              file=sys.stderr)  # fmt: skip
+    return times, peaks, engine
 
 
 def spread(values: list[float]) -> str:
@@ -180,9 +207,7 @@ def main() -> None:
             for name in ("vnet", "dca-mt") if rounds else ():
                 config = configuration(name, patch, data, iterations)
                 difference = largest_loss_difference(config) if patch == SMALL else None
-                plain, engine = pairs(config, rounds)
-                ratios = [p.iteration / e.iteration for p, e in zip(plain, engine, strict=True)]
-                peaks = [e.peak / p.peak for p, e in zip(plain, engine, strict=True)]
+                ratios, peaks, engine = pairs(config, rounds)
                 waiting = [100 * e.waiting for e in engine]
                 seconds[name, size] = statistics.median(e.iteration for e in engine)
                 print(

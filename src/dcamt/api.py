@@ -19,6 +19,7 @@ from dcamt.experiment import load_run, train_run
 from dcamt.inference.predict import Extras, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
+from dcamt.memory import kept_memory
 from dcamt.reporting.report import write_report as report
 
 __all__ = ["cost", "evaluate", "inspect", "predict", "report", "train"]
@@ -109,13 +110,14 @@ def predict(
     extras = Extras(probabilities, uncertainty, largest_component)
     todo = [scan for scan in scans if not outputs[scan.name].exists()]
     begin = time.monotonic()
-    for done, scan in enumerate(todo, 1):
-        predict_case(predictor, config, scan.images, outputs[scan.name], extras)
-        seconds = (time.monotonic() - begin) / done
-        console.print(
-            f"{done}/{len(todo)}  {scan.name}  {seconds:.1f} s a case  "
-            f"{seconds * (len(todo) - done) / 60:.1f} min left"
-        )
+    with kept_memory():
+        for done, scan in enumerate(todo, 1):
+            predict_case(predictor, config, scan.images, outputs[scan.name], extras)
+            seconds = (time.monotonic() - begin) / done
+            console.print(
+                f"{done}/{len(todo)}  {scan.name}  {seconds:.1f} s a case  "
+                f"{seconds * (len(todo) - done) / 60:.1f} min left"
+            )
     return list(outputs.values())
 
 

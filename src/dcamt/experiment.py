@@ -27,6 +27,7 @@ from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap
 from dcamt.losses.overlap import IGNORE
+from dcamt.memory import kept_memory
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.networks.vnet import STRIDE, VNet, channels_last
@@ -114,8 +115,9 @@ def _segment_validation(run: Path, split: Split, device: torch.device) -> None:
     assert config.dataset is not None and config.plan is not None
     dataset, folder = read_dataset(config.dataset), run / "validation"
     predictor = make_predictor(method, config.plan, device)
-    for name in split.val:
-        predict_case(predictor, config, dataset.case(name).images, folder / f"{name}.nii.gz")
+    with kept_memory():
+        for name in split.val:
+            predict_case(predictor, config, dataset.case(name).images, folder / f"{name}.nii.gz")
     write_json(evaluate(folder, config.dataset), run / "validation.json")
 
 

@@ -20,6 +20,7 @@ from dcamt.data.patches import Batches
 from dcamt.engine import checkpoint
 from dcamt.engine.log import TrainingLog
 from dcamt.errors import InputError
+from dcamt.memory import kept_memory
 from dcamt.methods.method import Method, Progress
 from dcamt.networks.vnet import channels_last
 
@@ -112,7 +113,7 @@ def train(
     loader = DataLoader(batches, batch_size=None, sampler=mine, num_workers=settings.workers)
     writes = fabric.is_global_zero
     log = TrainingLog(run, settings.iterations, steps.start, quiet=quiet, writes=writes)
-    with log, _signals() as stop:
+    with log, kept_memory(), _signals() as stop:
         for step, draw, batch in zip(steps, mine, loader, strict=True):
             # Every draw has its own seed, so no random state needs saving.
             torch.manual_seed(batches.seed * 1_000_003 + draw)
