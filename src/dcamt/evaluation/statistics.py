@@ -79,5 +79,5 @@ def against_first(rows: Sequence[Sequence[Scores]]) -> list[dict[str, float | No
 
 
 def gap_closed(value: float, few: float, full: float) -> float | None:
-    """How far ``value`` is on the way from ``few`` to ``full`` (fraction); None if they agree."""
-    return (value - few) / (full - few) if full != few else None
+    """How far ``value`` is on the way from ``few`` up to ``full`` (fraction); None without one."""
+    return (value - few) / (full - few) if full > few else None

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from dcamt.evaluation.metrics import METRICS
@@ -27,7 +28,7 @@ def plot_metrics(rows: Sequence[Row], unit: str) -> Figure:
         unit: Unit of the distances.
     """
     methods = [row for row in rows if not row["ceiling"]]
-    figure = new_figure(WIDTH, 0.9 + 0.32 * len(methods))
+    figure = new_figure(WIDTH, 1.2 + 0.32 * len(methods))
     grid = figure.subplots(1, len(METRICS), sharey=True)
     for axes, metric, heading in zip(grid, METRICS, headings(unit), strict=True):
         style(axes)
@@ -49,6 +50,12 @@ def plot_metrics(rows: Sequence[Row], unit: str) -> Figure:
     grid[0].yaxis.set_major_locator(FixedLocator(list(range(len(methods)))))
     grid[0].set_yticklabels([row["name"] for row in methods], fontsize=9, color=INK)
     grid[0].set_ylim(len(methods) - 0.5, -0.5)
+    lines = [Line2D([], [], color=LINE, marker="o"), Line2D([], [], color="#d55e00", marker="o")]
+    names = ["mean, spread and seeds", "best mean"]
+    if len(methods) < len(rows):
+        lines.append(Line2D([], [], color=MUTED, linestyle="--"))
+        names.append(f"{rows[-1]['name']}, all {rows[-1]['labeled']} labels")
+    figure.legend(lines, names, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     return figure
 
 

@@ -206,7 +206,7 @@ def plot_contours(
 
     columns = min(len(found), _COLUMNS)
     blocks = math.ceil(len(found) / columns)
-    column = min(WIDTH / columns, 3.2)  # inches
+    column = min(WIDTH / columns, 2.4)  # inches
     height = blocks * (column * sum(heights) / max(widths) + 0.3)
     figure = new_figure(column * columns, height + 0.35)
     grid = figure.subplots(3 * blocks, columns, squeeze=False, height_ratios=heights * blocks)

@@ -144,7 +144,7 @@ def _lines(results: Results) -> list[list[_Cell]]:
         cells.append(_Cell(DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"))
         if _has_gap(results):
             gap = row["gap_closed"]
-            cells.append(_Cell(DASH if gap is None else f"{100 * gap:.0f} %"))
+            cells.append(_Cell(DASH if gap is None else f"{round(100 * gap)} %"))
         if _uncounted(results):
             cells += [_Cell(str(row["missed"])), _Cell(str(row["invented"]))]
         lines.append(cells)
@@ -153,12 +153,15 @@ def _lines(results: Results) -> list[list[_Cell]]:
 
 def _metric(row: Row, rivals: Sequence[Row], metric: str) -> _Cell:
     mean, std, p = row["mean"][metric], row["std"][metric], row["p"][metric]
+    first = best(rivals, metric)
     if mean is None:
         return _Cell(DASH)
-    spread = "" if std is None else f" ± {scale(metric) * std:.2f}"
+    shown = f"{scale(metric) * mean:.2f}"
+    # What reads alike is alike, so that nobody asks for the third decimal.
+    leads = first is not None and shown == f"{scale(metric) * first:.2f}"
     return _Cell(
-        f"{scale(metric) * mean:.2f}{spread}",
-        best=not row["ceiling"] and len(rivals) > 1 and mean == best(rivals, metric),
+        shown if std is None else f"{shown} ± {scale(metric) * std:.2f}",
+        best=leads and not row["ceiling"] and len(rivals) > 1,
         differs=p is not None and p < SIGNIFICANT,
     )
 
