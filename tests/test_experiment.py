@@ -14,6 +14,7 @@ from dcamt.config import load_config
 from dcamt.data.prepare import Prepared
 from dcamt.errors import InputError
 from dcamt.experiment import build_method, load_run, mean_dice
+from dcamt.inference.predictor import make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.losses.overlap import IGNORE
 
@@ -149,6 +150,7 @@ def test_load_run_restores_the_trained_weights(tiny_run):
 
 def test_mean_dice_against_a_slow_reference(tiny_run, tmp_path):
     config, method = load_run(tiny_run)
+    predictor = make_predictor(method, config.plan, torch.device("cpu"))
     rng = np.random.default_rng(0)
     cases, expected = [], []
     for i in range(3):
@@ -161,7 +163,7 @@ def test_mean_dice_against_a_slow_reference(tiny_run, tmp_path):
         np.save(tmp_path / f"{i}_label.npy", label)
         cases.append(Prepared(str(i), tmp_path / f"{i}.npy", tmp_path / f"{i}_label.npy"))
         probabilities = branch_probabilities(
-            method, torch.from_numpy(image), config.plan.patch, 2, config.predict
+            predictor, torch.from_numpy(image), config.plan.patch, 2, config.predict
         )
         both = one = two = 0
         guess = probabilities.mean(0).numpy().argmax(0)

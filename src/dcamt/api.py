@@ -1,7 +1,7 @@
 """The commands as functions, for notebooks and scripts; ``dcamt.train`` and so on."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.experiment import load_run, train_run
 from dcamt.inference.predict import Extras, predict_case
+from dcamt.inference.predictor import Backend, make_predictor
+from dcamt.inference.sliding_window import window_overlap
 from dcamt.reporting.report import write_report as report
 
 __all__ = ["ablate", "compare", "cost", "evaluate", "inspect", "predict", "report", "train"]
@@ -70,22 +72,32 @@ def predict(
     uncertainty: bool = False,
     largest_component: bool = False,
     overlap: float | None = None,
+    stride: Sequence[int] | None = None,
+    weighting: Literal["gaussian", "constant"] | str | None = None,
     device: str = "auto",
+    backend: Backend = "torch",
     resume: bool = False,
     quiet: bool = False,
 ) -> list[Path]:
     """Segment a scan, a folder of scans or a data set; returns the files ``out``/CASE.nii.gz.
 
-    Outputs are uint8 with the size, affine and spacing of the scan. Raises InputError if an output
-    exists already; with ``resume`` such cases are skipped.
+    Outputs are uint8 with the size, affine and spacing of the scan. ``overlap`` (fraction),
+    ``stride`` (voxels along each axis, in its place) and ``weighting`` of the windows are the run's
+    unless given. Raises InputError if an output exists already; with ``resume`` such cases are
+    skipped.
     """
     config, method = load_run(Path(run), weights)
-    if overlap is not None:
-        values = config.predict.model_dump() | {"overlap": overlap}
-        changed = validated(PredictConfig, values, "predict")
-        config = config.model_copy(update={"predict": changed})
-    assert config.plan is not None
-    scans = find_scans(Path(input), len(config.plan.channels))
+    plan = config.plan
+    assert plan is not None
+    given = {"overlap": overlap, "stride": stride, "weighting": weighting}
+    given = {key: value for key, value in given.items() if value is not None}
+    if "overlap" in given:
+        given.setdefault("stride", None)  # the run's stride would win otherwise
+    values = config.predict.model_dump() | given
+    settings = validated(PredictConfig, values, "predict")
+    window_overlap(plan.patch, settings)  # refuses a stride that skips voxels
+    config = config.model_copy(update={"predict": settings})
+    scans = find_scans(Path(input), len(plan.channels))
     outputs = {scan.name: Path(out) / f"{scan.name}.nii.gz" for scan in scans}
     existing = [path for path in outputs.values() if path.exists()]
     if existing and not resume:
@@ -94,13 +106,13 @@ def predict(
             "skip finished cases with --resume"
         )
     fabric = make_fabric(device, "32-true")
-    method.to(fabric.device)
+    predictor = make_predictor(method, plan, fabric.device, backend)
     console = Console(stderr=True, quiet=quiet)
     extras = Extras(probabilities, uncertainty, largest_component)
     todo = [scan for scan in scans if not outputs[scan.name].exists()]
     begin = time.monotonic()
     for done, scan in enumerate(todo, 1):
-        predict_case(method, config, scan.images, outputs[scan.name], extras)
+        predict_case(predictor, config, scan.images, outputs[scan.name], extras)
         seconds = (time.monotonic() - begin) / done
         console.print(
             f"{done}/{len(todo)}  {scan.name}  {seconds:.1f} s a case  "

@@ -33,6 +33,20 @@ class Weights(StrEnum):
     best = "best"
 
 
+class Weighting(StrEnum):
+    """How overlapping windows are averaged."""
+
+    gaussian = "gaussian"
+    constant = "constant"
+
+
+class Backend(StrEnum):
+    """What computes the networks."""
+
+    torch = "torch"
+    openvino = "openvino"
+
+
 class Unit(StrEnum):
     """Unit of the distances."""
 
@@ -137,7 +151,12 @@ def predict(
         bool, typer.Option("--largest-component", help="Keep one piece per class.")
     ] = False,
     overlap: Annotated[float | None, typer.Option(help="Window overlap, 0 to below 1.")] = None,
+    stride: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Window stride in voxels, not overlap.")
+    ] = None,
+    weighting: Annotated[Weighting | None, typer.Option(help="Default gaussian.")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.auto,
+    backend: Annotated[Backend, typer.Option(help="openvino: faster on a CPU.")] = Backend.torch,
     resume: Annotated[bool, typer.Option("--resume", help="Skip cases already done.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -147,7 +166,8 @@ def predict(
     api.predict(
         run, input, out, weights=weights.value, probabilities=probabilities,
         uncertainty=uncertainty, largest_component=largest_component, overlap=overlap,
-        device=device.value, resume=resume, quiet=quiet,
+        stride=stride, weighting=None if weighting is None else weighting.value,
+        device=device.value, backend=backend.value, resume=resume, quiet=quiet,
     )  # fmt: skip
 
 

@@ -131,9 +131,16 @@ class TrainConfig(Section):
 
 
 class PredictConfig(Section):
-    """Sliding-window inference. ``overlap`` is the shared fraction of neighbouring windows."""
+    """Sliding-window inference.
+
+    ``overlap`` is the shared fraction of neighbouring windows; ``stride``, where set, is their
+    distance along each axis in voxels instead. Windows are averaged with ``weighting``: the middle
+    counts more (gaussian) or every voxel alike. ``batch`` windows are computed at once.
+    """
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    stride: Patch | None = None
+    weighting: Literal["gaussian", "constant"] = "gaussian"
     batch: PositiveInt = 4
 
 

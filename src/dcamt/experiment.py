@@ -25,7 +25,8 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate, write_json
 from dcamt.files import TEMPORARY, remove_temporary, write_text
 from dcamt.inference.predict import predict_case
-from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.inference.predictor import Predictor, make_predictor
+from dcamt.inference.sliding_window import branch_probabilities, window_overlap
 from dcamt.losses.overlap import IGNORE
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
@@ -111,11 +112,11 @@ def _train(
 def _segment_validation(run: Path, split: Split, device: torch.device) -> None:
     """Segment and score the validation cases with the last weights, as ``predict`` would."""
     config, method = load_run(run)
-    assert config.dataset is not None
+    assert config.dataset is not None and config.plan is not None
     dataset, folder = read_dataset(config.dataset), run / "validation"
-    method.to(device)
+    predictor = make_predictor(method, config.plan, device)
     for name in split.val:
-        predict_case(method, config, dataset.case(name).images, folder / f"{name}.nii.gz")
+        predict_case(predictor, config, dataset.case(name).images, folder / f"{name}.nii.gz")
     write_json(evaluate(folder, config.dataset), run / "validation.json")
 
 
@@ -147,11 +148,13 @@ def resolve_method(method: MethodConfig) -> MethodConfig:
 def mean_dice(method: Method, cases: list[Prepared], config: Config) -> float:
     """Mean over cases and classes of Dice (fraction) on the prepared grid."""
     assert config.plan is not None
+    # Not folded: the weights have moved since the last validation, and move on after this one.
+    predictor = Predictor(method.eval().branches, next(method.parameters()).device)
     scores = []
     for case in cases:
         image = torch.from_numpy(np.array(case.image))
         classes = len(config.plan.classes)
-        found = branch_probabilities(method, image, config.plan.patch, classes, config.predict)
+        found = branch_probabilities(predictor, image, config.plan.patch, classes, config.predict)
         guess, label = found.mean(0).argmax(0).numpy(), case.label
         for k in range(1, classes):
             a, b = (guess == k) & (label != IGNORE), label == k
@@ -217,6 +220,7 @@ def plan_run(
     _check_enough(split, config)
     plan = make_plan(visible, fingerprint(visible, training, config.data), config.data)
     _check_statistics(plan.patch, config)
+    window_overlap(plan.patch, config.predict)  # refuses a stride that skips voxels
     config = config.model_copy(
         update={"dataset": dataset.resolve(), "plan": plan, "method": method}
     )

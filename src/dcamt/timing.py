@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,8 +19,9 @@ from dcamt.config import Config, MethodConfig, NetworkConfig, Normalization, Pla
 from dcamt.engine.train import Update, make_fabric
 from dcamt.errors import InputError
 from dcamt.experiment import build_method
+from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
-from dcamt.methods.method import Batch, Method, Progress
+from dcamt.methods.method import Batch, Progress
 from dcamt.networks.vnet import channels_last
 
 LATE = Progress(75, 100)
@@ -31,7 +32,6 @@ _MEASURES = ("iteration_ms", "memory_mb", "volume_s")
 
 @dataclass(frozen=True)
 class _Subject:
-    method: Method
     iterate: Callable[[], None]
     segment: Callable[[], None]
 
@@ -169,11 +169,16 @@ def _subject(config: Config) -> _Subject:
         with fabric.autocast():
             method.step(batch, LATE, update)
 
+    @cache  # made when first asked for: its copy of the weights is not part of training
+    def predictor() -> Predictor:
+        assert config.plan is not None
+        return make_predictor(method, config.plan, fabric.device)
+
     def segment() -> None:
         assert config.plan is not None
-        branch_probabilities(method, volume, config.plan.patch, classes, config.predict)
+        branch_probabilities(predictor(), volume, config.plan.patch, classes, config.predict)
 
-    return _Subject(method, iterate, segment)
+    return _Subject(iterate, segment)
 
 
 def _batch(config: Config) -> Batch:

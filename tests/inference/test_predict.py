@@ -14,7 +14,10 @@ from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
 from dcamt.experiment import load_run
 from dcamt.inference.predict import disagreement, entropy
+from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
+
+CPU = torch.device("cpu")
 
 
 def oblique(spacing, degrees=(10, -25, 5), flips=(1, 1, 1), order=(0, 1, 2)):
@@ -59,7 +62,14 @@ def assert_same_geometry(output, source):
 
 @pytest.fixture(scope="module")
 def method(tiny_run):
-    return load_run(tiny_run)
+    config, trained = load_run(tiny_run)
+    return config, trained.eval()
+
+
+@pytest.fixture(scope="module")
+def predictor(method):
+    config, trained = method
+    return make_predictor(trained, config.plan, CPU)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -159,12 +169,11 @@ def test_largest_component_reaches_the_file(tiny_run, tmp_path, monkeypatch):
     np.testing.assert_array_equal(one, expected)
 
 
-def test_a_volume_of_the_patchs_size_is_predicted_directly(method):
+def test_a_volume_of_the_patchs_size_is_predicted_directly(method, predictor):
     config, trained = method
     patch = config.plan.patch
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, *patch)).astype(np.float32))
-    windows = branch_probabilities(trained, image, patch, 2, config.predict)
-    trained.eval()
+    windows = branch_probabilities(predictor, image, patch, 2, config.predict)
     with torch.no_grad():
         direct = trained.branches(image[None])[:, 0]
     assert windows.shape == (2, 2, *patch)
@@ -172,10 +181,10 @@ def test_a_volume_of_the_patchs_size_is_predicted_directly(method):
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 3), (16, 9, 30), (33, 20, 17)])
-def test_windows_cover_volumes_of_any_size(method, shape):
-    config, trained = method
+def test_windows_cover_volumes_of_any_size(method, predictor, shape):
+    config, _ = method
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32))
-    found = branch_probabilities(trained, image, config.plan.patch, 2, config.predict)
+    found = branch_probabilities(predictor, image, config.plan.patch, 2, config.predict)
     assert found.shape == (2, 2, *shape)
     torch.testing.assert_close(found.sum(1), torch.ones(2, *shape), atol=1e-4, rtol=0)
 
@@ -183,32 +192,108 @@ def test_windows_cover_volumes_of_any_size(method, shape):
 def test_windows_keep_branch_and_class_apart():
     """Branches and classes of known values come back under their own index."""
 
-    class Fixed(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def branches(self, image):
-            ramp = image[:, 0]  # differs between the windows of one call
-            return torch.stack(
-                [torch.stack([ramp + 10 * n + k for k in range(3)], 1) for n in range(2)]
-            )
+    def fixed(image):
+        ramp = image[:, 0]  # differs between the windows of one call
+        return torch.stack(
+            [torch.stack([ramp + 10 * n + k for k in range(3)], 1) for n in range(2)]
+        )
 
     image = torch.arange(20.0 * 18 * 17).reshape(1, 20, 18, 17)
-    found = branch_probabilities(Fixed(), image, (16, 16, 16), 3, PredictConfig(batch=3))
+    settings = PredictConfig(batch=3)
+    found = branch_probabilities(Predictor(fixed, CPU), image, (16, 16, 16), 3, settings)
     for n, k in itertools.product(range(2), range(3)):
         torch.testing.assert_close(found[n, k], image[0] + 10 * n + k, atol=1e-2, rtol=1e-5)
 
 
-def test_neighbouring_windows_agree_where_they_overlap(method):
+def test_neighbouring_windows_agree_where_they_overlap(method, predictor):
     """More overlap moves the probabilities a little, not a lot."""
-    config, trained = method
+    config, _ = method
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 30, 20, 18))).float()
     few, many = (
-        branch_probabilities(trained, image, config.plan.patch, 2, PredictConfig(overlap=o))
+        branch_probabilities(predictor, image, config.plan.patch, 2, PredictConfig(overlap=o))
         for o in (0.25, 0.75)
     )
     assert (few - many).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("patch", "stride", "starts"),
+    [
+        ((112, 112, 80), (18, 18, 4), [[0, 18, 36, 48], [0, 18, 28], [0, 4, 8, 10]]),
+        ((112, 112, 80), (112, 112, 80), [[0, 48], [0, 28], [0, 10]]),
+        ((48, 64, 48), (16, 21, 47), [[0, 16, 32, 48, 64, 80, 96, 112], [0, 21, 42, 63, 76],
+                                      [0, 42]]),
+    ],
+)  # fmt: skip
+def test_a_stride_in_voxels_is_kept_exactly(patch, stride, starts):
+    """Where the windows begin along each axis, the last one moved back to the edge."""
+    shape = (160, 140, 90)
+    image = torch.arange(float(np.prod(shape))).reshape(1, *shape)
+    corners = []
+
+    def note(batch):
+        corners.extend(int(value) for value in batch[:, 0, 0, 0, 0])
+        return torch.zeros_like(batch)[None]
+
+    settings = PredictConfig(stride=stride, weighting="constant", batch=3)
+    branch_probabilities(Predictor(note, CPU), image, patch, 1, settings)
+    found = np.array(np.unravel_index(corners, shape))
+    assert [sorted(set(axis)) for axis in found.tolist()] == starts
+    assert len(corners) == np.prod([len(axis) for axis in starts])
+
+
+def test_weighting_decides_how_windows_are_averaged():
+    """Two windows of 16 voxels that share 8: one says 0, the other 1."""
+    image = torch.zeros(1, 24, 16, 16)
+    image[:, 8:] = 1e-3
+    image[:, 0], image[:, 23] = 0, 1
+
+    def last_voxel(batch):
+        return batch[:, :, -1:].round().expand(batch.shape)[None].clone()
+
+    curves = {}
+    for weighting in ("constant", "gaussian"):
+        settings = PredictConfig(stride=(8, 16, 16), weighting=weighting)
+        found = branch_probabilities(
+            Predictor(last_voxel, CPU), image, (16, 16, 16), 1, settings
+        )  # fmt: skip
+        curves[weighting] = found[0, 0, :, 8, 8]
+    torch.testing.assert_close(curves["constant"][8:16], torch.full((8,), 0.5))
+    assert (curves["gaussian"][8:16].diff() > 0).all()
+    for curve in curves.values():
+        assert not curve[:8].any()
+        torch.testing.assert_close(curve[16:], torch.ones(8))
+
+
+def test_a_stride_that_skips_voxels_is_refused(tiny_run, tmp_path):
+    source = scan(tmp_path / "a.nii.gz", np.eye(4))
+    with pytest.raises(InputError, match=r"stride = \[17, 8, 8\] skips voxels.*\[16, 16, 16\]"):
+        api.predict(tiny_run, source, tmp_path / "out", stride=(17, 8, 8), quiet=True)
+    with pytest.raises(InputError, match="stride"):
+        api.predict(tiny_run, source, tmp_path / "out", stride=(0, 8, 8), quiet=True)
+
+
+def test_given_overlap_wins_over_the_runs_stride(tiny_run, tmp_path, phantoms):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = (run / "config.yaml").read_text()
+    assert "stride: null" in config
+    (run / "config.yaml").write_text(config.replace("stride: null", "stride: [1, 1, 1]"))
+    source = phantoms / "imagesTr" / "phantom_000.nii.gz"
+    maps = {}
+    for name, where, options in (
+        ("run", run, {}),
+        ("given", tiny_run, {"stride": (1, 1, 1)}),
+        ("overlap", run, {"overlap": 0.5}),
+        ("default", tiny_run, {}),
+    ):
+        api.predict(where, source, tmp_path / name, probabilities=True, quiet=True, **options)
+        maps[name] = nib.load(
+            tmp_path / name / "probabilities" / "phantom_000_atrium.nii.gz"
+        ).get_fdata()
+    np.testing.assert_array_equal(maps["run"], maps["given"])
+    np.testing.assert_array_equal(maps["overlap"], maps["default"])
+    assert not np.array_equal(maps["run"], maps["default"])
 
 
 def test_entropy_against_a_slow_reference():

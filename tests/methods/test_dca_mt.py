@@ -24,7 +24,6 @@ WEIGHTS = {"mmd": 1.1, "intra": 0.6, "inter": 0.2, "to_student": 0.9, "to_teache
 def test_defaults_are_the_published_ones() -> None:
     c = DCAMT.Config()
     assert (c.mmd_weight, c.intra_weight, c.inter_weight) == (1.0, 0.5, 0.1)
-    assert (c.to_student, c.to_teacher) == (1.0, 0.3)
     assert (c.ema_early, c.ema_late) == (0.99, 0.999)
 
 
@@ -73,6 +72,7 @@ def test_unlabelled_terms_hardly_count_at_the_start(build, plain_update, batch) 
 def test_terms_are_the_equations_on_both_branches(units, build, plain_update, batch) -> None:
     options = {
         "units": units,
+        "targets": "soft",
         "foreground_share": 0.2,
         "temperature": 2.0,
         "bandwidths": [0.5, 2.0],
@@ -129,7 +129,7 @@ def test_mixed_patches_keep_their_labels_and_learn_from_the_unmixed(
     seed, build, plain_update, batch
 ) -> None:
     batch.inside_u[0] = True
-    method = build(DCAMT, components="mutual", paste=0.5).train()
+    method = build(DCAMT, components="mutual", paste=0.5, targets="soft").train()
     torch.manual_seed(seed)
     box = random_box((32, 16, 16), 0.5, torch.device("cpu"))
     # Inside the box a patch is its own, outside it is its partner's.
@@ -380,7 +380,7 @@ def test_attention_has_the_configured_heads(build) -> None:
 
 def test_hard_targets_are_the_other_branch_s_classes(build, plain_update, batch) -> None:
     """Each branch learns the other's most probable class where, and only where, no label is."""
-    method = build(DCAMT, targets="hard").train()
+    method = build(DCAMT).train()
     seen = {}
     method.pair.register_forward_hook(
         lambda _, inputs, output: seen.update(logits=[o.detach() for o in output[:2]])

@@ -29,7 +29,7 @@ VARIANTS += [
     ("dca-mt", {"units": "samples"}),
     ("dca-mt", {"paste": 0.5}),
     ("dca-mt", {"shared_attention": True, "heads": 8}),
-    ("dca-mt", {"targets": "hard", "paste": 0.6}),
+    ("dca-mt", {"targets": "soft", "paste": 0.6}),
     ("dca-mt", {"temperature": 2.0, "bandwidths": [0.5, 1, 2]}),
 ]
 every_variant = pytest.mark.parametrize(
@@ -184,7 +184,7 @@ class Pointwise(nn.Module):
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),
         (DCAMT, {"components": "mutual", "paste": 0.5}, True),
-        (DCAMT, {"components": "mutual", "targets": "hard"}, True),
+        (DCAMT, {"components": "mutual", "targets": "soft"}, True),
     ],
 )
 @pytest.mark.parametrize("side", ["labelled", "unlabelled"])

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from dcamt.config import Config
 from dcamt.data.space import Placement, restore, to_network
 from dcamt.data.volume import check_channels, read_image, write_volume
+from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
-from dcamt.methods.method import Method
 from dcamt.ops.components import keep_largest
 
 
@@ -26,7 +26,7 @@ class Extras:
 
 
 def predict_case(
-    method: Method,
+    predictor: Predictor,
     config: Config,
     images: Sequence[Path],
     output: Path,
@@ -46,10 +46,10 @@ def predict_case(
     check_channels(image, plan.channels, images[0])
     array, placement = to_network(image, plan)
     branches = branch_probabilities(
-        method, torch.from_numpy(array), plan.patch, len(plan.classes), config.predict
+        predictor, torch.from_numpy(array), plan.patch, len(plan.classes), config.predict
     )
     probabilities = branches.mean(0)
-    restored = _restore_probabilities(probabilities, placement)
+    restored = restored_probabilities(probabilities, placement)
     segmentation = restored.argmax(0).astype(np.uint8)
     if extras.largest_component:
         segmentation = keep_largest(segmentation)
@@ -82,7 +82,7 @@ def disagreement(branches: torch.Tensor) -> torch.Tensor:
     return (2 * distance.amax(0)).clamp(max=1)
 
 
-def _restore_probabilities(
+def restored_probabilities(
     probabilities: torch.Tensor, placement: Placement
 ) -> NDArray[np.float32]:
     restored = restore(probabilities, placement)

@@ -5,34 +5,53 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 from dcamt.config import Patch, PredictConfig
-from dcamt.methods.method import Method
+from dcamt.errors import InputError
+from dcamt.inference.predictor import Predictor
 
 
 @torch.inference_mode()
 def branch_probabilities(
-    method: Method, image: Tensor, patch: Patch, classes: int, config: PredictConfig
+    predictor: Predictor, image: Tensor, patch: Patch, classes: int, config: PredictConfig
 ) -> Tensor:
-    """Probabilities of every branch of ``method``, ``(N, K, x, y, z)`` float32 on the CPU.
+    """Probabilities of every branch of a method, ``(N, K, x, y, z)`` float32 on the CPU.
 
-    ``image``: ``(C, x, y, z)``. Windows overlap by ``config.overlap`` and are averaged with
-    Gaussian weights; a volume smaller than the patch is padded with zeros, the mean intensity, and
-    the padding is cut off again.
+    ``image``: ``(C, x, y, z)``. Windows lie and are weighted as ``config`` says; a volume smaller
+    than the patch is padded with zeros, the mean intensity, and the padding is cut off again.
     """
-    method.eval()
-    device = next(method.parameters()).device
 
     def windows(batch: Tensor) -> Tensor:
         laid_out = batch.contiguous(memory_format=torch.channels_last_3d)
-        return method.branches(laid_out).transpose(0, 1).flatten(1, 2)
+        return predictor.branches(laid_out).transpose(0, 1).flatten(1, 2)
 
     averaged: Tensor = sliding_window_inference(
         image[None],
         roi_size=patch,
         sw_batch_size=config.batch,
         predictor=windows,
-        overlap=config.overlap,
-        mode="gaussian",
-        sw_device=device,
+        overlap=window_overlap(patch, config),
+        mode=config.weighting,
+        sw_device=predictor.device,
         device=torch.device("cpu"),
     )[0]
     return averaged.unflatten(0, (-1, classes))
+
+
+def window_overlap(patch: Patch, config: PredictConfig) -> tuple[float, float, float]:
+    """The overlap along each axis, as a fraction of the patch.
+
+    Raises InputError if ``config.stride`` is larger than the patch and would skip voxels.
+    """
+    if config.stride is None:
+        return config.overlap, config.overlap, config.overlap
+    if any(step > size for step, size in zip(config.stride, patch, strict=True)):
+        raise InputError(
+            f"predict.stride = {list(config.stride)} skips voxels: no side may be larger than the "
+            f"patch, {list(patch)}"
+        )
+
+    def overlap(step: int, size: int) -> float:
+        # MONAI rounds the step down; half a voxel more keeps it from falling below ``step``.
+        return max(0.0, 1 - (step + 0.5) / size)
+
+    x, y, z = (overlap(step, size) for step, size in zip(config.stride, patch, strict=True))
+    return x, y, z

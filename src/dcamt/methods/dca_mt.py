@@ -10,7 +10,9 @@ doi 10.1371/journal.pone.0352358. One iteration, on labelled patches l and unlab
     L        = L_sup(T) + L_sup(S) + ramp (L_feat + L_mutual)
 
 Where the paper is silent or contradicts itself, both readings are options of ``Config``, and the
-default is the one that measured better (docs/results.md).
+default is the one that measured better (docs/results.md). One default leaves the paper: a branch
+learns the other's most probable class (``targets``). The paper's own reading is
+``targets=soft to_student=1.0 to_teacher=0.3``.
 """
 
 from collections.abc import Callable
@@ -53,10 +55,11 @@ class DCAMT(Method):
         ``ema_early`` until ``ema_switch`` of the run and ``ema_late`` after. ``ramp``: fraction of
         the run over which the unlabelled terms reach full weight.
 
-        Beyond the paper: ``targets`` that are ``hard`` replace the KL divergence by 0.5
-        (cross-entropy + Dice) with the other branch's most probable class. ``paste`` is the share
-        of each side of a box that labelled and unlabelled patches exchange (0: none), while the
-        targets come from the unmixed patches. Both are part of the distillation and go with it.
+        Beyond the paper: ``targets`` that are ``hard`` put 0.5 (cross-entropy + Dice) with the
+        other branch's most probable class in the place of the KL divergence; ``soft`` is the paper.
+        ``paste`` is the share of each side of a box that labelled and unlabelled patches exchange
+        (0: none), while the targets come from the unmixed patches. Both are part of the
+        distillation and go with it.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -69,15 +72,15 @@ class DCAMT(Method):
         mmd_weight: float = 1.0  # a
         intra_weight: float = 0.5  # b
         inter_weight: float = 0.1  # g
-        to_student: float = 1.0  # l1
-        to_teacher: float = 0.3  # l2
+        to_student: float = 0.5  # l1; the paper's 1.0 goes with soft targets
+        to_teacher: float = 0.5  # l2; the paper's 0.3 likewise
         temperature: PositiveFloat = 1.0  # tau
         ramp: Fraction = 0.4
         teacher: Literal["gradient", "ema", "both"] = "gradient"
         ema_early: Fraction = 0.99
         ema_late: Fraction = 0.999
         ema_switch: Fraction = 0.5
-        targets: Literal["soft", "hard"] = "soft"
+        targets: Literal["soft", "hard"] = "hard"
         paste: Fraction = 0.0
 
     config: Config
