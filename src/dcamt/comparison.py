@@ -150,7 +150,7 @@ def compare(
     Returns what ``out``/results.json holds. Raises InputError for what the user can mend, before
     anything is trained where that can be told, and Interrupted after saving on a signal.
     """
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
     if design.seeds < 1:
         raise InputError(f"--seeds {design.seeds}: ask for at least 1")
     accelerator, _ = choose_device(config.device, config.train.precision)
@@ -333,9 +333,7 @@ class _Progress:
         shown = "none" if dice is None else f"{100 * dice:.2f} %"
         self.console.print(
             f"{self.done}/{self.total}  {job.name}  Dice {shown}  {minutes:.1f} min, about "
-            f"{left:.1f} min left",
-            soft_wrap=True,
-            highlight=False,
+            f"{left:.1f} min left"
         )
 
 
