@@ -316,6 +316,9 @@ def test_evaluation_of_nothing_is_refused(cli, phantoms, tmp_path):
 def test_a_method_nobody_knows_costs_nothing(cli):
     assert_refused(cli("cost", "--method", "unet"), "unet")
     assert_refused(cli("cost", "--patch", "20", "16", "16"), "multiple of 16")
+    assert_refused(cli("cost", "--methods", "vnet,unet"), "unet")
+    assert_refused(cli("cost", "--methods", "vnet", "--patch", "20", "16", "16"), "multiple of 16")
+    assert_refused(cli("cost", "--methods", "vnet", "--iterations", "0"), "--iterations 0")
 
 
 @pytest.fixture
@@ -393,14 +396,16 @@ def test_help_loads_nothing_heavy():
     loaded = python(
         "import sys\n"
         "from dcamt.cli import main\n"
-        "for command in ([], ['train'], ['predict'], ['evaluate'], ['inspect'], ['cost']):\n"
+        "for command in ([], ['train'], ['predict'], ['evaluate'], ['inspect'], ['cost'],\n"
+        "        ['compare'], ['ablate']):\n"
         "    sys.argv = ['dcamt', *command, '--help']\n"
         "    try: main()\n"
         "    except SystemExit as left: assert not left.code\n"
         "print('LOADED', *sys.modules)"
     )
     text, modules = loaded.rsplit("LOADED", 1)
-    for command in ("demo", "inspect", "train", "predict", "evaluate", "report", "cost"):
+    for command in ("demo", "inspect", "train", "predict", "evaluate", "report", "cost", "compare",
+                    "ablate"):  # fmt: skip
         assert command in text
     heavy = {"torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "matplotlib"}
     assert not heavy & set(modules.split())

@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "__version__",
+    "ablate",
+    "compare",
     "cost",
     "evaluate",
     "inspect",

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from dcamt.comparison import Design, ablation_rows, parse_rows
+from dcamt.comparison import compare as _compare
 from dcamt.complexity import method_cost as cost
-from dcamt.config import PredictConfig, load_config, validated
+from dcamt.config import Config, PredictConfig, load_config, validated
 from dcamt.data.dataset import find_scans
 from dcamt.data.inspect import inspect
 from dcamt.engine.train import make_fabric
@@ -22,9 +24,10 @@ from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import kept_memory
 from dcamt.reporting.report import write_report as report
 
-__all__ = ["cost", "evaluate", "inspect", "predict", "report", "train"]
+__all__ = ["ablate", "compare", "cost", "evaluate", "inspect", "predict", "report", "train"]
 
 PathLike = str | Path
+Count = int | Literal["all"]
 
 
 def train(
@@ -54,8 +57,7 @@ def train(
         "seed": seed,
         "device": device,
     }
-    overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
-    resolved = load_config(_path(config), [*overrides, *set])
+    resolved = _resolve(config, named, set)
     return train_run(
         Path(dataset), Path(out), resolved, _path(splits), labeled, resume=resume, quiet=quiet
     )
@@ -132,6 +134,66 @@ def evaluate(
     if out is not None:
         write_json(result, Path(out))
     return result
+
+
+def compare(
+    dataset: PathLike,
+    out: PathLike,
+    methods: str | Iterable[str],
+    *,
+    labeled: Count | Iterable[Count] | None = None,
+    seeds: int = 3,
+    splits: PathLike | None = None,
+    iterations: int | None = None,
+    device: str | None = None,
+    config: PathLike | None = None,
+    set: Iterable[str] = (),
+    jobs: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train every method with every number of labels and seed and write the tables into ``out``.
+
+    ``methods`` are names, with options as in ``"dca-mt:paste=0.67"``; the first one is what the
+    others are tested against. ``labeled`` is one number or several, and ``"all"`` adds the V-Net
+    with all labels. What is finished in ``out`` is skipped. See docs/comparing.md.
+    Returns what ``out``/results.json holds; raises InputError for whatever the user can mend.
+    """
+    rows = parse_rows(methods if isinstance(methods, str) else ",".join(methods))
+    resolved = _resolve(config, {"train.iterations": iterations, "device": device}, set)
+    design = Design(rows, _counts(labeled), seeds, _path(splits))
+    return _compare(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)
+
+
+def ablate(
+    dataset: PathLike,
+    out: PathLike,
+    *,
+    labeled: Count | Iterable[Count] | None = None,
+    seeds: int = 3,
+    splits: PathLike | None = None,
+    iterations: int | None = None,
+    device: str | None = None,
+    config: PathLike | None = None,
+    set: Iterable[str] = (),
+    jobs: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """`compare` over DCA-MT without and with each of its parts; the rows of its ablation."""
+    resolved = _resolve(config, {"train.iterations": iterations, "device": device}, set)
+    design = Design(ablation_rows(), _counts(labeled), seeds, _path(splits))
+    return _compare(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)
+
+
+def _counts(labeled: Count | Iterable[Count] | None) -> list[Count | None]:
+    if labeled is None or isinstance(labeled, int | str):
+        return [labeled]
+    return list(labeled)
+
+
+def _resolve(config: PathLike | None, named: dict[str, Any], set: Iterable[str]) -> Config:
+    """The configuration of a recipe, named options and ``key=value`` overrides."""
+    overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
+    return load_config(_path(config), [*overrides, *set])
 
 
 def _path(value: PathLike | None) -> Path | None:

@@ -56,6 +56,21 @@ class Unit(StrEnum):
 
 DatasetFolder = Annotated[Path, typer.Argument(help="Data set folder.")]
 RunFolder = Annotated[Path, typer.Argument(help="Run folder of `dcamt train`.")]
+Methods = Annotated[
+    str, typer.Option(help="NAME[:KEY=VALUE...],... The first is what the others are tested with.")
+]
+Counts = Annotated[
+    str | None, typer.Option(help="Numbers of labels, e.g. 8 or 4,8,16,all (all: V-Net only).")
+]
+Splits = Annotated[Path | None, typer.Option(help="JSON of labeled, unlabeled, val and test.")]
+Iterations = Annotated[int | None, typer.Option(help="Training iterations.")]
+DeviceOption = Annotated[Device | None, typer.Option(help="Default auto.")]
+Recipe = Annotated[Path | None, typer.Option(help="YAML recipe.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, e.g. network.width=8. Repeatable.")
+]
+Seeds = Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")]
+Jobs = Annotated[int | None, typer.Option(help="Runs at once; default one a core, or a GPU.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")]
 
 
@@ -96,17 +111,15 @@ def train(
     dataset: DatasetFolder,
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     method: Annotated[str | None, typer.Option(help="Training method; default dca-mt.")] = None,
-    splits: Annotated[Path | None, typer.Option(help="JSON of labeled, unlabeled, val.")] = None,
+    splits: Splits = None,
     labeled: Annotated[
         str | None, typer.Option(help="Use N labels, hide the rest; or all.")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(help="Training iterations.")] = None,
+    iterations: Iterations = None,
     seed: Annotated[int | None, typer.Option(help="Random seed; default 42.")] = None,
-    device: Annotated[Device | None, typer.Option(help="Default auto.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML recipe.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, e.g. network.width=8. Repeatable.")
-    ] = None,
+    device: DeviceOption = None,
+    config: Recipe = None,
+    set_: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -186,15 +199,79 @@ def report(run: RunFolder) -> None:
 
 
 @app.command()
+def compare(
+    dataset: DatasetFolder,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; continued if it exists.")],
+    methods: Methods,
+    labeled: Counts = None,
+    seeds: Seeds = 3,
+    splits: Splits = None,
+    iterations: Iterations = None,
+    device: DeviceOption = None,
+    config: Recipe = None,
+    set_: Sets = None,
+    jobs: Jobs = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train, segment and score many methods alike; tables and figures, resumable."""
+    from dcamt import api
+
+    api.compare(
+        dataset, out, methods, labeled=_count_list(labeled), seeds=seeds, splits=splits,
+        iterations=iterations, device=None if device is None else device.value, config=config,
+        set=set_ or (), jobs=jobs, quiet=quiet,
+    )  # fmt: skip
+    typer.echo((out / "table.md").read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+def ablate(
+    dataset: DatasetFolder,
+    out: Annotated[Path, typer.Option(help="Folder of the ablation; continued if it exists.")],
+    labeled: Counts = None,
+    seeds: Seeds = 3,
+    splits: Splits = None,
+    iterations: Iterations = None,
+    device: DeviceOption = None,
+    config: Recipe = None,
+    set_: Sets = None,
+    jobs: Jobs = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare DCA-MT without and with each of its parts."""
+    from dcamt import api
+
+    api.ablate(
+        dataset, out, labeled=_count_list(labeled), seeds=seeds, splits=splits,
+        iterations=iterations, device=None if device is None else device.value, config=config,
+        set=set_ or (), jobs=jobs, quiet=quiet,
+    )  # fmt: skip
+    typer.echo((out / "table.md").read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
 def cost(
     method: Annotated[str, typer.Option(help="Training method.")] = "dca-mt",
+    methods: Annotated[
+        str | None, typer.Option(help="Measure these against V-Net: NAME,NAME,... or all.")
+    ] = None,
     patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels.")] = (112, 112, 80),
     channels: Annotated[int, typer.Option(help="Image channels.")] = 1,
     classes: Annotated[int, typer.Option(help="Classes with background.")] = 2,
     width: Annotated[int, typer.Option(help="V-Net width.")] = 16,
+    iterations: Annotated[
+        int | None, typer.Option(help="Measured, with --methods; default 20 (GPU) or 3 (CPU).")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Parameters and multiply-accumulates of one method's prediction of one patch."""
+    """Parameters and multiply-accumulates; with --methods also time and memory, beside V-Net."""
+    if methods is not None:
+        from dcamt.timing import cost_table, measure
+
+        costs = measure(methods, patch, channels, classes, width, device.value, iterations)
+        typer.echo(json.dumps(costs, indent=1) if as_json else cost_table(costs), nl=as_json)
+        return
     from dcamt.complexity import method_cost
 
     found = method_cost(method, patch, channels, classes, width)
@@ -212,6 +289,11 @@ def _count(labeled: str | None) -> int | Literal["all"] | None:
     if not labeled.isdecimal():
         raise InputError(f"--labeled {labeled}: give a number of cases, or all")
     return int(labeled)
+
+
+def _count_list(labeled: str | None) -> list[int | Literal["all"]] | None:
+    counts = [_count(part.strip()) for part in labeled.split(",")] if labeled is not None else []
+    return [count for count in counts if count is not None] or None
 
 
 def _version(shown: bool) -> None:

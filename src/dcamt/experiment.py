@@ -2,6 +2,7 @@
 
 import json
 import platform
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -54,7 +55,7 @@ def train_run(
     if resume and (out / "config.yaml").exists():
         asked = config
         config, split = _read_run(out)
-        _refuse_changes(asked, config, out)
+        refuse_changes(asked, config, out)
     elif dataset is None:
         raise InputError("no data set is named; give its folder")
     else:
@@ -124,10 +125,7 @@ def _segment_validation(run: Path, split: Split, device: torch.device) -> None:
 def build_method(config: Config) -> Method:
     """The configured method with weights drawn from the run's seed; InputError if unknown."""
     assert config.plan is not None
-    if config.method.name not in METHODS:
-        known = ", ".join(sorted(METHODS))
-        raise InputError(f"method '{config.method.name}' is unknown; known methods: {known}")
-    kind = METHODS[config.method.name]
+    kind = METHODS[resolve_method(config.method).name]
     options = validated(kind.Config, config.method.options, f"method {config.method.name}")
     network = partial(
         VNet,
@@ -138,6 +136,15 @@ def build_method(config: Config) -> Method:
     )
     torch.manual_seed(config.seed)
     return kind(options, network)
+
+
+def resolve_method(method: MethodConfig) -> MethodConfig:
+    """``method`` with every option it has; InputError if the name or an option is unknown."""
+    if method.name not in METHODS:
+        known = ", ".join(sorted(METHODS))
+        raise InputError(f"method '{method.name}' is unknown; known methods: {known}")
+    options = validated(METHODS[method.name].Config, method.options, f"method {method.name}")
+    return MethodConfig.model_validate({"name": method.name, **options.model_dump(mode="json")})
 
 
 def mean_dice(method: Method, cases: list[Prepared], config: Config) -> float:
@@ -189,6 +196,25 @@ def _begin(
     labeled: int | Literal["all"] | None,
 ) -> tuple[Config, Split]:
     versions = _versions(config)  # first: it refuses a device that is not there
+    config, split = plan_run(dataset, config, splits, labeled)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "split.json", json.dumps(asdict(split), indent=1))
+    write_text(out / "versions.json", json.dumps(versions, indent=1))
+    save_config(config, out / "config.yaml")
+    return config, split
+
+
+def plan_run(
+    dataset: Path,
+    config: Config,
+    splits: Path | None,
+    labeled: int | Literal["all"] | None,
+) -> tuple[Config, Split]:
+    """The configuration with everything filled in, and the split; writes nothing but the cache.
+
+    Raises InputError for whatever would keep the run from training.
+    """
+    method = resolve_method(config.method)
     found = read_dataset(dataset)
     split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
     visible = find_classes(hide_labels(found, split))
@@ -197,18 +223,11 @@ def _begin(
     plan = make_plan(visible, fingerprint(visible, training, config.data), config.data)
     _check_statistics(plan.patch, config)
     window_overlap(plan.patch, config.predict)  # refuses a stride that skips voxels
-    config = config.model_copy(update={"dataset": dataset.resolve(), "plan": plan})
-    options = build_method(config).config.model_dump(mode="json")
-    method = MethodConfig.model_validate({"name": config.method.name, **options})
-    config = config.model_copy(update={"method": method})
+    config = config.model_copy(
+        update={"dataset": dataset.resolve(), "plan": plan, "method": method}
+    )
     ready = prepare(visible.cases, plan)
     _check_classes([case for case in ready if case.name in split.labeled], plan.classes)
-    out.mkdir(parents=True, exist_ok=True)
-    names = {"labeled": split.labeled, "unlabeled": split.unlabeled}
-    names |= {"val": split.val, "test": split.test}
-    write_text(out / "split.json", json.dumps(names, indent=1))
-    write_text(out / "versions.json", json.dumps(versions, indent=1))
-    save_config(config, out / "config.yaml")
     return config, split
 
 
@@ -221,7 +240,7 @@ def _read_run(run: Path) -> tuple[Config, Split]:
         raise InputError(f"{run}/split.json: is missing or broken; start a new run") from None
 
 
-def _refuse_changes(asked: Config, kept: Config, run: Path) -> None:
+def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
     """InputError if a value that ``asked`` was given differs from the one the run began with."""
 
     def compare(new: dict[str, Any], old: dict[str, Any], prefix: str) -> None:

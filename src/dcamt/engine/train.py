@@ -26,10 +26,10 @@ from dcamt.networks.vnet import channels_last
 
 
 class Interrupted(Exception):
-    """Training stopped on a signal after saving; the command line leaves with ``exit_code``."""
+    """Work stopped on a signal after saving; the command line leaves with ``exit_code``."""
 
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}; continue with --resume")
+    def __init__(self, number: int, go_on: str = "continue with --resume"):
+        super().__init__(f"stopped by {signal.Signals(number).name}; {go_on}")
         self.exit_code = 128 + number
 
 
@@ -113,7 +113,7 @@ def train(
     loader = DataLoader(batches, batch_size=None, sampler=mine, num_workers=settings.workers)
     writes = fabric.is_global_zero
     log = TrainingLog(run, settings.iterations, steps.start, quiet=quiet, writes=writes)
-    with log, kept_memory(), _signals() as stop:
+    with log, kept_memory(), catch_signals() as stop:
         for step, draw, batch in zip(steps, mine, loader, strict=True):
             # Every draw has its own seed, so no random state needs saving.
             torch.manual_seed(batches.seed * 1_000_003 + draw)
@@ -157,7 +157,7 @@ def set_learning_rate(
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM are added to instead of ending the process at once."""
     received: list[int] = []
 

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -35,7 +36,8 @@ PLANES = {
 }
 
 _BINS = 400  # points a curve keeps, so that long runs stay small files
-_WIDTH = 11.0  # inches
+_COLUMNS = 6  # of contours in a row
+WIDTH = 11.0  # inches
 
 
 def data_uri(figure: Figure, kind: Literal["svg", "png"]) -> str:
@@ -67,7 +69,7 @@ def plot_curves(log: Mapping[str, NDArray[np.float64]]) -> Figure:
 
     columns = 3
     rows = max(1, math.ceil(len(names) / columns))
-    figure = _figure(_WIDTH, 2.25 * rows)
+    figure = new_figure(WIDTH, 2.25 * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes in grid[len(names) :]:
         axes.remove()
@@ -81,7 +83,7 @@ def plot_curves(log: Mapping[str, NDArray[np.float64]]) -> Figure:
 
 
 def _plot_panel(axes: Axes, name: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-    _style(axes)
+    style(axes)
     if name == "learning_rate":
         title = "learning rate"
         axes.plot(*_thin(x, y), color=LINE, linewidth=1.4)
@@ -148,14 +150,7 @@ def plot_planes(
         affine: (4, 4) voxel index -> RAS+ mm, of all three arrays.
         values: Label values of the foreground classes.
     """
-    orientation = nib.orientations.io_orientation(affine)
-    image, reference, prediction = (
-        nib.orientations.apply_orientation(array, orientation)
-        for array in (image, reference, prediction)
-    )
-    spacing = np.empty(3)
-    spacing[orientation[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
-
+    (image, reference, prediction), spacing = _to_body([image, reference, prediction], affine)
     in_reference, in_prediction = np.isin(reference, values), np.isin(prediction, values)
     shown = in_reference if in_reference.any() else in_prediction
     box = _view_box(in_reference | in_prediction, spacing)
@@ -164,8 +159,8 @@ def plot_planes(
 
     widths = [size[1] if axis == 0 else size[0] for axis, _ in PLANES.values()]
     heights = [size[1] if axis == 2 else size[2] for axis, _ in PLANES.values()]
-    height = float(np.clip(_WIDTH * max(heights) / sum(widths), 1.6, 6.5))
-    figure = _figure(_WIDTH, height + 0.35)
+    height = float(np.clip(WIDTH * max(heights) / sum(widths), 1.6, 6.5))
+    figure = new_figure(WIDTH, height + 0.35)
     grid = figure.subplots(1, 3, width_ratios=widths)
     tints = values if len(values) > 1 else ()
     for axes, (name, (axis, letters)), high in zip(grid, PLANES.items(), heights, strict=True):
@@ -178,6 +173,78 @@ def plot_planes(
         _letter_sides(axes, letters, high / max(heights))
         axes.set_title(f"{name}, slice {index + 1} of {shown.shape[axis]}", fontsize=9, color=MUTED)
     return figure
+
+
+def plot_contours(
+    image: NDArray[np.float32],
+    reference: NDArray[np.int16],
+    predictions: Mapping[str, NDArray[np.int16]],
+    affine: NDArray[np.float64],
+    values: Sequence[int],
+) -> Figure:
+    """The same axial, coronal and sagittal slice with every prediction's contours beside it.
+
+    One column a prediction, the reference in each of them; views, slices and scale are those of
+    `plot_planes`.
+
+    Args:
+        image: (X, Y, Z) intensities of one channel.
+        reference: (X, Y, Z) label values.
+        predictions: Title of each column -> (X, Y, Z) label values.
+        affine: (4, 4) voxel index -> RAS+ mm, of all arrays.
+        values: Label values of the foreground classes.
+    """
+    arrays, spacing = _to_body([image, reference, *predictions.values()], affine)
+    image, reference, *found = arrays
+    masks = [np.isin(array, values) for array in (reference, *found)]
+    shown = masks[0] if masks[0].any() else np.logical_or.reduce(masks)
+    box = _view_box(np.logical_or.reduce(masks), spacing)
+    window = _window(image[box])
+    size = np.array([(part.stop - part.start) for part in box]) * spacing  # mm
+    widths = [size[1] if axis == 0 else size[0] for axis, _ in PLANES.values()]
+    heights = [size[1] if axis == 2 else size[2] for axis, _ in PLANES.values()]
+
+    columns = min(len(found), _COLUMNS)
+    blocks = math.ceil(len(found) / columns)
+    column = min(WIDTH / columns, 2.4)  # inches
+    height = blocks * (column * sum(heights) / max(widths) + 0.3)
+    figure = new_figure(column * columns, height + 0.35)
+    grid = figure.subplots(3 * blocks, columns, squeeze=False, height_ratios=heights * blocks)
+    tints = values if len(values) > 1 else ()
+    for number in range(blocks * columns):
+        block, place = divmod(number, columns)
+        for row, (axis, _) in enumerate(PLANES.values()):
+            axes = grid[3 * block + row, place]
+            if number >= len(found):
+                axes.remove()
+                continue
+            index = _largest_slice(shown, axis)
+            views = [_view(array, axis, index, box) for array in (image, reference, found[number])]
+            step = [float(mm) for mm in np.delete(spacing, axis)]
+            _plot_plane(axes, views, step, window, values, tints)
+            # Equal limits in every panel, so that a millimetre has the same length in each.
+            spare = (max(widths) - widths[row]) / 2
+            axes.set_xlim(-spare, max(widths) - spare)
+            if row == 0:
+                title = list(predictions)[number]
+                axes.set_title(title, fontsize=9, color=INK, parse_math=False)
+    lines = [Line2D([], [], color=REFERENCE, linewidth=1.8)]
+    lines += [Line2D([], [], color=PREDICTION, linewidth=1.6, linestyle=(0, (3.0, 1.6)))]
+    figure.legend(
+        lines, ["reference", "segmentation"], loc="outside lower center", ncols=2, fontsize=8.5,
+        frameon=False,
+    )  # fmt: skip
+    return figure
+
+
+def _to_body(
+    arrays: Sequence[NDArray[Any]], affine: NDArray[np.float64]
+) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:
+    """Arrays (X, Y, Z) turned to the nearest RAS axes, and their voxel size in mm, (3,)."""
+    orientation = nib.orientations.io_orientation(affine)
+    spacing = np.empty(3)
+    spacing[orientation[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+    return [nib.orientations.apply_orientation(array, orientation) for array in arrays], spacing
 
 
 def oblique_angle(affine: NDArray[np.float64]) -> float:
@@ -303,13 +370,15 @@ def _window(image: NDArray[np.float32]) -> tuple[float, float]:
 # ---------------------------------------------------------------------------------------- style
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches, apart from pyplot."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
+    """The look that all plots share."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#c5cbd3")
     axes.tick_params(labelsize=8, colors=MUTED, length=3, color="#c5cbd3")

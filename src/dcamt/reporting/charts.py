@@ -1,0 +1,126 @@
+"""Charts of a comparison: metrics by method, and Dice against the number of labels."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from dcamt.evaluation.metrics import METRICS
+from dcamt.reporting.figures import INK, LINE, MUTED, WIDTH, new_figure, style
+from dcamt.reporting.tables import best, headings, scale
+
+Row = Mapping[str, Any]  # see dcamt.reporting.tables
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#20262e")
+_MARKERS = ("o", "s", "^", "D")
+
+
+def plot_metrics(rows: Sequence[Row], unit: str) -> Figure:
+    """Four panels, one a metric: each method's mean, its spread over seeds and every seed.
+
+    Args:
+        rows: Rows of one number of labels and, where there is one, the ceiling, which is drawn as
+            a line. Each has ``runs``, whose ``mean`` is that of one seed.
+        unit: Unit of the distances.
+    """
+    methods = [row for row in rows if not row["ceiling"]]
+    figure = new_figure(WIDTH, 1.2 + 0.32 * len(methods))
+    grid = figure.subplots(1, len(METRICS), sharey=True)
+    for axes, metric, heading in zip(grid, METRICS, headings(unit), strict=True):
+        style(axes)
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x", color="#eceff2", linewidth=0.8)
+        for place, row in enumerate(methods):
+            winner = row["mean"][metric] == best(methods, metric)
+            _plot_row(axes, row, metric, place, winner and len(methods) > 1)
+        for row in rows:
+            if row["ceiling"] and row["mean"][metric] is not None:
+                axes.axvline(
+                    scale(metric) * row["mean"][metric], color=MUTED, linestyle="--", linewidth=1.1
+                )
+        better = "higher" if scale(metric) == 100 else "lower"
+        axes.set_title(heading, loc="left", fontsize=9.5, color=INK)
+        axes.set_xlabel(f"{better} is better", fontsize=8, color=MUTED)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        axes.margins(x=0.12)
+    grid[0].yaxis.set_major_locator(FixedLocator(list(range(len(methods)))))
+    grid[0].set_yticklabels([row["name"] for row in methods], fontsize=9, color=INK)
+    grid[0].set_ylim(len(methods) - 0.5, -0.5)
+    lines = [Line2D([], [], color=LINE, marker="o"), Line2D([], [], color="#d55e00", marker="o")]
+    names = ["mean, spread and seeds", "best mean"]
+    if len(methods) < len(rows):
+        lines.append(Line2D([], [], color=MUTED, linestyle="--"))
+        names.append(f"{rows[-1]['name']}, all {rows[-1]['labeled']} labels")
+    figure.legend(lines, names, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    return figure
+
+
+def _plot_row(axes: Axes, row: Row, metric: str, place: int, winner: bool) -> None:
+    mean, std = row["mean"][metric], row["std"][metric]
+    if mean is None:
+        return
+    colour = "#d55e00" if winner else LINE
+    seeds = [run["mean"][metric] for run in row["runs"] if run["mean"][metric] is not None]
+    axes.scatter(
+        [scale(metric) * value for value in seeds],
+        [place] * len(seeds),
+        s=14, color=colour, alpha=0.35, linewidths=0,
+    )  # fmt: skip
+    axes.errorbar(
+        scale(metric) * mean,
+        place,
+        xerr=None if std is None else scale(metric) * std,
+        fmt="o", markersize=6, color=colour, elinewidth=1.6, capsize=3,
+    )  # fmt: skip
+
+
+def plot_efficiency(rows: Sequence[Row]) -> Figure:
+    """Dice against the number of labels, a curve a method, with the ceiling as a line.
+
+    Args:
+        rows: Rows of a comparison; ``labeled`` is the number of labelled cases of a row.
+    """
+    figure = new_figure(8.0, 4.6)
+    axes = figure.subplots()
+    style(axes)
+    counts = sorted({row["labeled"] for row in rows if not row["ceiling"]})
+    names = list(dict.fromkeys(row["name"] for row in rows if not row["ceiling"]))
+    # Beside each other where they would hide each other's spread.
+    step = 0.05 / max(1, len(names) - 1)
+    for number, name in enumerate(names):
+        found = [r for r in rows if r["name"] == name and not r["ceiling"]]
+        found = sorted((r for r in found if r["mean"]["dice"] is not None), key=_labeled)
+        shift = 2 ** ((number - (len(names) - 1) / 2) * step)
+        axes.errorbar(
+            [row["labeled"] * shift for row in found],
+            [100 * row["mean"]["dice"] for row in found],
+            yerr=[100 * (row["std"]["dice"] or 0.0) for row in found],
+            label=name,
+            color=_COLOURS[number % len(_COLOURS)],
+            marker=_MARKERS[number // len(_COLOURS) % len(_MARKERS)],
+            linewidth=1.6, markersize=5, elinewidth=1.1, capsize=2.5,
+        )  # fmt: skip
+    for row in rows:
+        if row["ceiling"] and row["mean"]["dice"] is not None:
+            label = f"{row['name']}, all {row['labeled']} labels"
+            axes.axhline(
+                100 * row["mean"]["dice"], color=MUTED, linestyle="--", linewidth=1.3, label=label
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(counts[0] / math.sqrt(2), counts[-1] * math.sqrt(2))
+    axes.xaxis.set_major_locator(FixedLocator(counts))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(count) for count in counts])
+    axes.set_xlabel("labelled cases", fontsize=9, color=MUTED)
+    axes.set_title("Dice (%)", loc="left", fontsize=9.5, color=INK)
+    figure.legend(loc="outside right upper", fontsize=8.5, frameon=False)
+    return figure
+
+
+def _labeled(row: Row) -> int:
+    count: int = row["labeled"]
+    return count

@@ -1,0 +1,188 @@
+"""The table of a comparison as Markdown, CSV and LaTeX, from what ``dcamt compare`` found.
+
+A row is a mapping with ``name``, ``labels`` (text: a number or "all"), ``seeds`` (list), ``mean``,
+``std`` and ``p`` (metric -> number or None, Dice and Jaccard as fractions), ``gap_closed``,
+``missed``, ``invented`` and ``ceiling`` (true for the V-Net with all labels).
+"""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dcamt.evaluation.metrics import METRICS
+
+Row = Mapping[str, Any]
+Results = Mapping[str, Any]
+
+TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
+SIGNIFICANT = 0.05
+DASH = "\N{EN DASH}"  # stands for a value that does not exist
+
+
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    best: bool = False
+    differs: bool = False  # from the first method, significantly
+
+
+def scale(metric: str) -> int:
+    """Dice and Jaccard are shown in %."""
+    return 100 if metric in ("dice", "jaccard") else 1
+
+
+def headings(unit: str) -> list[str]:
+    """``Dice (%)`` and so on, in the order of METRICS; ``unit`` is that of the distances."""
+    return [f"{TITLES[m]} ({'%' if scale(m) == 100 else unit})" for m in METRICS]
+
+
+def markdown(results: Results) -> str:
+    """The table in Markdown, with a line below it that says what its figures are."""
+
+    def show(cell: _Cell) -> str:
+        text = cell.text.replace("|", "\\|") + (" †" if cell.differs else "")
+        return f"**{text}**" if cell.best else text
+
+    lines = [[_Cell(name) for name in _columns(results)], *_lines(results)]
+    rows = ["| " + " | ".join(show(cell) for cell in line) + " |" for line in lines]
+    rows.insert(1, "|---" * len(lines[0]) + "|")
+    return "\n".join([*rows, "", caption(results), ""])
+
+
+def latex(results: Results) -> str:
+    """The table as LaTeX; it needs the package booktabs."""
+
+    def show(cell: _Cell) -> str:
+        text = _escape(cell.text) + (r"$^\dagger$" if cell.differs else "")
+        return rf"\textbf{{{text}}}" if cell.best else text
+
+    def line(cells: Sequence[_Cell]) -> str:
+        return " & ".join(show(cell) for cell in cells) + r" \\"
+
+    columns = _columns(results)
+    body: list[str] = []
+    previous = None
+    for row, cells in zip(results["rows"], _lines(results), strict=True):
+        if previous not in (None, row["labels"]):
+            body.append(r"\midrule")
+        body.append(line(cells))
+        previous = row["labels"]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape(caption(results))}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            r"\toprule",
+            line([_Cell(name) for name in columns]),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def csv_text(results: Results) -> str:
+    """One line a row, unrounded, Dice and Jaccard as fractions; a missing value is empty."""
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    numbers = [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "std", "p")]
+    table.writerow(["method", "labels", "seeds", *numbers, "gap_closed", "missed", "invented"])
+    for row in results["rows"]:
+        cells = [row[kind][metric] for metric in METRICS for kind in ("mean", "std", "p")]
+        last = [row["gap_closed"], row["missed"], row["invented"]]
+        table.writerow([row["name"], row["labels"], len(row["seeds"]), *cells, *last])
+    return file.getvalue()
+
+
+def caption(results: Results) -> str:
+    """What the figures are: of which cases, over what the spread is, what the signs mean."""
+    seeds = max(len(row["seeds"]) for row in results["rows"])
+    n, kind = results["case_count"], results["cases"]
+    parts = [
+        f"{n} {kind} case{'' if n == 1 else 's'}, last weights, "
+        + (
+            f"mean ± sample standard deviation over {seeds} seeds"
+            if seeds > 1
+            else "one seed: no spread is known"
+        )
+        + "; best of each number of labels in bold."
+    ]
+    if any(p is not None for row in results["rows"] for p in row["p"].values()):
+        parts.append(
+            f"p and †: against {results['first']}, two-sided Wilcoxon signed-rank test over the "
+            "cases, Holm-corrected over the methods; p is of Dice, † is p < 0.05 of that column."
+        )
+    if any(row["ceiling"] for row in results["rows"]):
+        parts.append("The row with all labels is the ceiling, not a competitor.")
+    if _uncounted(results):
+        parts.append(
+            "Missed and invented structures, in all seeds together, have no distance: 95HD and ASD "
+            "are over the others, Dice and Jaccard count them as 0."
+        )
+    return " ".join(parts)
+
+
+def _columns(results: Results) -> list[str]:
+    names = ["method", "labels", "seeds", *headings(results["unit"]), "p"]
+    names += ["gap closed"] * _has_gap(results)
+    return names + ["missed", "invented"] * _uncounted(results)
+
+
+def _lines(results: Results) -> list[list[_Cell]]:
+    lines = []
+    for row in results["rows"]:
+        rivals = [r for r in results["rows"] if r["labels"] == row["labels"] and not r["ceiling"]]
+        p = row["p"]["dice"]
+        cells = [_Cell(row["name"]), _Cell(row["labels"]), _Cell(str(len(row["seeds"])))]
+        cells += [_metric(row, rivals, metric) for metric in METRICS]
+        cells.append(_Cell(DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"))
+        if _has_gap(results):
+            gap = row["gap_closed"]
+            cells.append(_Cell(DASH if gap is None else f"{round(100 * gap)} %"))
+        if _uncounted(results):
+            cells += [_Cell(str(row["missed"])), _Cell(str(row["invented"]))]
+        lines.append(cells)
+    return lines
+
+
+def _metric(row: Row, rivals: Sequence[Row], metric: str) -> _Cell:
+    mean, std, p = row["mean"][metric], row["std"][metric], row["p"][metric]
+    first = best(rivals, metric)
+    if mean is None:
+        return _Cell(DASH)
+    shown = f"{scale(metric) * mean:.2f}"
+    # What reads alike is alike, so that nobody asks for the third decimal.
+    leads = first is not None and shown == f"{scale(metric) * first:.2f}"
+    return _Cell(
+        shown if std is None else f"{shown} ± {scale(metric) * std:.2f}",
+        best=leads and not row["ceiling"] and len(rivals) > 1,
+        differs=p is not None and p < SIGNIFICANT,
+    )
+
+
+def best(rows: Sequence[Row], metric: str) -> float | None:
+    """The best mean among the rows: the largest overlap, the smallest distance."""
+    choose: Callable[[list[float]], float] = max if scale(metric) == 100 else min
+    means = [row["mean"][metric] for row in rows if row["mean"][metric] is not None]
+    return choose(means) if means else None
+
+
+def _has_gap(results: Results) -> bool:
+    return any(row["gap_closed"] is not None for row in results["rows"])
+
+
+def _uncounted(results: Results) -> bool:
+    return any(row["missed"] or row["invented"] for row in results["rows"])
+
+
+def _escape(text: str) -> str:
+    signs = {c: rf"\{c}" for c in "&%$#_{}"}
+    signs |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    signs |= {"±": r"$\pm$", "<": "$<$", DASH: "--", "†": r"$^\dagger$"}
+    return "".join(signs.get(c, c) for c in text)

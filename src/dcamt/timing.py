@@ -1,0 +1,241 @@
+"""What methods cost in time and memory: measured on this machine, side by side with V-Net."""
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from dcamt.comparison import BASELINE, parse_rows
+from dcamt.complexity import check_patch, count, method_names
+from dcamt.config import Config, MethodConfig, NetworkConfig, Normalization, Plan
+from dcamt.engine.train import Update, make_fabric
+from dcamt.errors import InputError
+from dcamt.experiment import build_method
+from dcamt.inference.predictor import Predictor, make_predictor
+from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.methods.method import Batch, Progress
+from dcamt.networks.vnet import channels_last
+
+LATE = Progress(75, 100)
+"""An iteration late in training, where every loss takes part."""
+
+_MEASURES = ("iteration_ms", "memory_mb", "volume_s")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    iterate: Callable[[], None]
+    segment: Callable[[], None]
+
+
+def measure(
+    methods: str,
+    patch: tuple[int, int, int],
+    channels: int = 1,
+    classes: int = 2,
+    width: int = 16,
+    device: str = "auto",
+    rounds: int | None = None,
+) -> dict[str, Any]:
+    """Count and measure each method, V-Net first, which the others are related to.
+
+    ``methods`` is written as for `dcamt compare`, or "all".
+
+    An iteration takes two labelled and two unlabelled patches of ``patch`` voxels, for ``vnet`` the
+    same four with labels, in the precision of training, and includes the optimiser. A volume is
+    one and a half patches long along each axis: eight windows. The methods take turns, ``rounds``
+    times (None: 20 on a GPU, 3 on a CPU), after one round that does not count; figures are medians.
+
+    Memory is the peak of one iteration: on a GPU what PyTorch allocated for the method, weights and
+    optimiser included; on a CPU the growth of the resident set of a process of its own.
+
+    Returns ``device``, ``memory`` (what it measures) and ``rows``: name, parameters, macs,
+    iteration_ms, memory_mb (10^6 bytes), volume_s and ``ratio``, the same five as multiples of
+    V-Net's. Raises InputError for a method, a patch, a number or a device that cannot be used.
+    """
+    check_patch(patch)
+    for name, value in (("--width", width), ("--channels", channels), ("--iterations", rounds)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value}: ask for at least 1")
+    if classes < 2:
+        raise InputError(f"--classes {classes}: ask for at least 2, background included")
+    rows = parse_rows(",".join(method_names()) if methods == "all" else methods)
+    rows = [*parse_rows(BASELINE), *(row for row in rows if row.name != BASELINE)]
+    configs = {r.name: _configure(r.method, patch, channels, classes, width, device) for r in rows}
+    fabric = make_fabric(device, "auto")
+    gpu = fabric.device.type == "cuda"
+    found: dict[str, dict[str, Any]] = {}
+    subjects: dict[str, _Subject] = {}
+    for name, config in configs.items():
+        with torch.device("meta"):
+            counted = count(build_method(config), channels, patch)
+        base = torch.cuda.memory_allocated() if gpu else 0
+        subjects[name] = _subject(config)
+        if gpu:
+            subjects[name].iterate()  # chooses algorithms, which takes memory of its own
+            torch.cuda.reset_peak_memory_stats()
+            subjects[name].iterate()
+            memory = torch.cuda.max_memory_allocated() - base
+        else:
+            memory = _in_own_process(config)
+        found[name] = {"name": name, **counted, "memory_mb": memory / 1e6}
+    times = _take_turns(subjects, rounds or (20 if gpu else 3))
+    for name, row in found.items():
+        row["iteration_ms"] = 1e3 * median(times[name, "iterate"])
+        row["volume_s"] = median(times[name, "segment"])
+    first = next(iter(found.values()))
+    for row in found.values():
+        keys = ("parameters", "macs", *_MEASURES)
+        row["ratio"] = {key: row[key] / first[key] if first[key] else None for key in keys}
+    return {
+        "device": torch.cuda.get_device_name() if gpu else "CPU",
+        "memory": "allocated on the GPU" if gpu else "growth of the process",
+        "rows": list(found.values()),
+    }
+
+
+def cost_table(costs: Mapping[str, Any]) -> str:
+    """`measure`'s result as Markdown, multiples of the first row in brackets."""
+    heads = ("method", "parameters", "GMACs", "ms an iteration", "MB, peak", "s a volume")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in costs["rows"]:
+        cells = [
+            (f"{row['parameters']:,}", "parameters"),
+            (f"{row['macs'] / 1e9:.2f}", "macs"),
+            (f"{row['iteration_ms']:.1f}", "iteration_ms"),
+            (f"{row['memory_mb']:,.0f}", "memory_mb"),
+            (f"{row['volume_s']:.3f}", "volume_s"),
+        ]
+        shown = [
+            text if row["ratio"][key] is None else f"{text} ({row['ratio'][key]:.2f})"
+            for text, key in cells
+        ]
+        lines.append("| " + " | ".join([row["name"], *shown]) + " |")
+    first = costs["rows"][0]["name"]
+    lines += ["", f"{costs['device']}; memory: {costs['memory']}; in brackets: {first} = 1", ""]
+    return "\n".join(lines)
+
+
+def _configure(
+    method: MethodConfig,
+    patch: tuple[int, int, int],
+    channels: int,
+    classes: int,
+    width: int,
+    device: str,
+) -> Config:
+    plan = Plan(
+        channels=tuple(f"channel {i}" for i in range(channels)),
+        classes=tuple(f"class {k}" for k in range(classes)),
+        ignore=None,
+        orientation="RAS",
+        spacing=(1.0, 1.0, 1.0),
+        crop=False,
+        normalization=(Normalization(),) * channels,
+        patch=patch,
+    )
+    network = NetworkConfig(width=width)
+    return Config.model_validate(
+        {"plan": plan, "method": method, "network": network, "device": device}
+    )
+
+
+def _subject(config: Config) -> _Subject:
+    """A method ready to train and to segment on the configured device."""
+    assert config.plan is not None
+    fabric = make_fabric(config.device, "auto")
+    method = build_method(config)
+    channels_last(method.to(fabric.device))
+    optimizers = {
+        name: method.optimizer(name, parameters, config.train)
+        for name, parameters in method.parts().items()
+    }
+    update = Update(fabric, optimizers)
+    batch = _batch(config).to(fabric.device)
+    sides = [side + side // 2 for side in config.plan.patch]
+    volume = torch.randn(len(config.plan.channels), *sides)
+    classes = len(config.plan.classes)
+
+    def iterate() -> None:
+        method.train()
+        with fabric.autocast():
+            method.step(batch, LATE, update)
+
+    @cache  # made when first asked for: its copy of the weights is not part of training
+    def predictor() -> Predictor:
+        assert config.plan is not None
+        return make_predictor(method, config.plan, fabric.device)
+
+    def segment() -> None:
+        assert config.plan is not None
+        branch_probabilities(predictor(), volume, config.plan.patch, classes, config.predict)
+
+    return _Subject(iterate, segment)
+
+
+def _batch(config: Config) -> Batch:
+    """Four patches of noise with a ball, cut across into the classes, as label."""
+    assert config.plan is not None
+    patch, channels = config.plan.patch, len(config.plan.channels)
+    classes = len(config.plan.classes)
+    labeled = 4 if config.method.name == BASELINE else 2
+    axes = [torch.linspace(-1, 1, side) for side in patch]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    cut = ((x + 1) / 2 * (classes - 1)).long().clamp(max=classes - 2) + 1
+    label = torch.where(x**2 + y**2 + z**2 < 0.5, cut, 0)
+    labels = label.repeat(labeled, 1, 1, 1)
+    image_l, image_u = torch.randn(labeled, channels, *patch), torch.randn(2, channels, *patch)
+    inside = torch.ones(2, *patch, dtype=torch.bool)
+    return Batch(image_l, labels, image_u, inside, ())
+
+
+def _take_turns(
+    subjects: Mapping[str, _Subject], rounds: int
+) -> dict[tuple[str, str], Sequence[float]]:
+    """Seconds of every iteration and every volume; all methods meet the same conditions."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for number in range(rounds + 1):
+        for name, subject in subjects.items():
+            for kind, work in (("iterate", subject.iterate), ("segment", subject.segment)):
+                _wait()
+                begin = time.perf_counter()
+                work()
+                _wait()
+                if number > 0:
+                    times.setdefault((name, kind), []).append(time.perf_counter() - begin)
+    return {key: tuple(values) for key, values in times.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _in_own_process(config: Config) -> int:
+    """Bytes by which an iteration and all it needs make a fresh process grow."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(partial(_growth, config)).result()
+
+
+def _growth(config: Config) -> int:
+    before = _peak()
+    _subject(config).iterate()
+    return _peak() - before
+
+
+def _peak() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would remember the parent's size there
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

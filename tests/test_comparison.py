@@ -1,0 +1,227 @@
+"""`dcamt compare` as a command: killed, gone on with, refused, and what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dcamt import api
+from dcamt.comparison import Design, ablation_rows, compare, parse_rows
+from dcamt.config import load_config
+from dcamt.data.phantom import write_phantoms
+from dcamt.errors import InputError
+
+METHODS = "vnet,dca-mt:heads=1:head_size=4"
+FIRST, OTHER, CEILING = (
+    "vnet-2-labels-seed0",
+    "dca-mt+heads=1+head_size=4-2-labels-seed0",
+    "vnet-all-labels-seed0",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Seven phantoms: 2 labelled, 2 unlabelled, 1 validation, 2 test."""
+    root = tmp_path_factory.mktemp("compared") / "data"
+    write_phantoms(root, 7, (20, 18, 16), seed=3, labeled=2, val=3)
+    splits = json.loads((root / "splits.json").read_text())
+    splits |= {"val": splits["val"][:1], "test": splits["val"][1:]}
+    (root / "splits.json").write_text(json.dumps(splits))
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return ["device=cpu", "network.width=2", "data.patch=[16,16,16]", "train.iterations=20",
+            "train.learning_rate=0.05", "train.validate_every=0",
+            "train.checkpoint_every=5"]  # fmt: skip
+
+
+def times(run):
+    return {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def killed(data, settings, tmp_path_factory, cache):
+    """A comparison whose processes were all killed after the first run, and was then gone on with.
+
+    Returns the folder and what the finished run's files looked like before and after.
+    """
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    command = [sys.executable, "-m", "dcamt.cli", "compare", data, "--out", out,
+               "--methods", METHODS, "--labeled", "2,all", "--seeds", "1",
+               "--splits", data / "splits.json",
+               *(part for s in settings for part in ("--set", s))]  # fmt: skip
+    one = list(map(str, [*command, "--jobs", "1"]))
+    process = subprocess.Popen(one, start_new_session=True)
+    while not list((out / "runs" / OTHER).glob("last.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "table.md").exists()
+    before = times(out / "runs" / FIRST)
+    two = list(map(str, [*command, "--jobs", "2"]))
+    done = subprocess.run(two, capture_output=True, text=True, check=True)
+    return out, before, done
+
+
+def test_what_was_finished_is_not_repeated(killed):
+    out, before, done = killed
+    assert times(out / "runs" / FIRST) == before
+    assert "3 runs, 1 of them finished" in done.stderr
+    lines = [line.split()[:2] for line in done.stderr.splitlines()[1:3]]
+    assert [count for count, _ in lines] == ["1/2", "2/2"]
+    assert {name for _, name in lines} == {OTHER, CEILING}
+    assert {run.name for run in (out / "runs").iterdir()} == {FIRST, OTHER, CEILING}
+    log = (out / "runs" / OTHER / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in log[1:]] == [str(i) for i in range(1, 21)]
+    assert not list(out.rglob(".tmp-*"))
+
+
+def test_the_table_shows_the_test_cases(killed, data):
+    out, _, done = killed
+    assert done.stdout == (out / "table.md").read_text()
+    assert "2 test cases" in done.stdout
+    results = json.loads((out / "results.json").read_text())
+    splits = json.loads((data / "splits.json").read_text())
+    assert [(row["name"], row["labels"], row["labeled"]) for row in results["rows"]] == [
+        ("vnet", "2", 2), (METHODS[5:], "2", 2), ("vnet", "all", 4)
+    ]  # fmt: skip
+    for row in results["rows"]:
+        (run,) = row["runs"]
+        fresh = api.evaluate(out / run["folder"] / "test", data)
+        assert row["mean"] == fresh["mean"]
+        assert sorted({case["case"] for case in fresh["cases"]}) == splits["test"]
+    few, other, full = (row["mean"]["dice"] for row in results["rows"])
+    assert results["rows"][1]["gap_closed"] == pytest.approx((other - few) / (full - few))
+
+
+def test_every_run_is_an_ordinary_one_on_the_same_cases(killed, data):
+    out, _, _ = killed
+    config = load_config(out / "runs" / OTHER / "config.yaml")
+    assert (config.method.name, config.seed) == ("dca-mt", 0)
+    assert config.method.options["heads"] == 1
+    splits = json.loads((data / "splits.json").read_text())
+    for run in (FIRST, OTHER):
+        assert json.loads((out / "runs" / run / "split.json").read_text()) == splits
+    ceiling = json.loads((out / "runs" / CEILING / "split.json").read_text())
+    assert ceiling["labeled"] == splits["labeled"] + splits["unlabeled"]
+
+
+def test_pictures_and_tables_are_there(killed):
+    out, _, _ = killed
+    for name in ("metrics-2-labels.png", "contours-2-labels.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert "\\toprule" in (out / "table.tex").read_text()
+    assert (out / "table.csv").read_text().count("\n") == 4
+
+
+def design(data, methods=METHODS, **changes):
+    return Design(parse_rows(methods), **{"counts": [2, "all"], "seeds": 1} | changes,
+                  splits=data / "splits.json")  # fmt: skip
+
+
+def test_a_finished_comparison_trains_nothing(killed, data, settings, monkeypatch):
+    out, _, _ = killed
+    before, table = times(out / "runs"), (out / "table.md").read_bytes()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    compare(data, out, design(data), load_config(None, settings), quiet=True)
+    assert times(out / "runs") == before
+    assert (out / "table.md").read_bytes() == table
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["train.iterations=50"], "train.iterations = 20, not 50"),
+        (["network.width=4"], "network.width"),
+    ],
+)
+def test_other_settings_are_refused(killed, data, settings, changes, words):
+    out, _, _ = killed
+    with pytest.raises(InputError, match=words):
+        compare(data, out, design(data), load_config(None, [*settings, *changes]), quiet=True)
+
+
+def test_another_data_set_or_split_is_refused(killed, data, settings, phantoms, tmp_path):
+    out, _, _ = killed
+    config = load_config(None, settings)
+    with pytest.raises(InputError, match="dataset"):
+        compare(phantoms, out, Design(parse_rows("vnet"), [2], 1), config, quiet=True)
+    splits = json.loads((data / "splits.json").read_text())
+    splits["labeled"], splits["unlabeled"] = splits["unlabeled"], splits["labeled"]
+    (tmp_path / "other.json").write_text(json.dumps(splits))
+    other = Design(parse_rows("vnet"), [2], 1, tmp_path / "other.json")
+    with pytest.raises(InputError, match="other cases"):
+        compare(data, out, other, config, quiet=True)
+
+
+def test_two_at_once_are_refused(killed, data, settings):
+    from dcamt.comparison import _alone  # noqa: PLC0415
+
+    out, _, _ = killed
+    with _alone(out), pytest.raises(InputError, match="another comparison is at work"):
+        compare(data, out, design(data), load_config(None, settings), quiet=True)
+
+
+WRONG = {
+    "an unknown method": ({"methods": "vnet,unet"}, "'unet' is unknown"),
+    "an unknown option": ({"methods": "vnet,dca-mt:headz=1"}, "headz"),
+    "an option of another method": ({"methods": "vnet:heads=1"}, "heads"),
+    "an option without value": ({"methods": "dca-mt:heads"}, "NAME:KEY=VALUE"),
+    "no method": ({"methods": "vnet,"}, "NAME"),
+    "a method twice": ({"methods": "vnet,vnet"}, "more than once"),
+    "no seed": ({"seeds": 0}, "--seeds 0"),
+    "no job": ({"jobs": 0}, "--jobs 0"),
+    "a number twice": ({"labeled": [2, 2]}, "more than once"),
+    "the ceiling alone": ({"labeled": "all"}, "add a number"),
+    "more labels than there are": ({"labeled": [2, 40]}, "40"),
+    "fewer labels than a batch": ({"labeled": [1]}, "labeled_batch"),
+    "options of a method that is not there": ({"set": ["method.heads=2"]}, "not compared"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_is_refused_before_anything_is_written(phantoms, tmp_path, what):
+    changes, words = WRONG[what]
+    options = {"methods": "vnet,mean-teacher", "labeled": 2, "splits": phantoms / "splits.json",
+               "quiet": True}  # fmt: skip
+    with pytest.raises(InputError, match=words):
+        api.compare(phantoms, tmp_path / "out", **options | changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused(phantoms, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is no comparison"):
+        api.compare(phantoms, tmp_path, "vnet", labeled=2, splits=phantoms / "splits.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_first_failure_is_told(phantoms, tmp_path, settings):
+    """Nothing warns of a rate that breaks the network; its log does."""
+    out = tmp_path / "out"
+    changes = [*settings, "train.iterations=3", "train.learning_rate=1e30"]
+    with pytest.raises(InputError, match=r"of 1 runs failed.*the loss 'supervised'"):
+        api.compare(phantoms, out, "vnet", labeled=2, seeds=1, set=changes, quiet=True,
+                    splits=phantoms / "splits.json")  # fmt: skip
+    assert not (out / "table.md").exists()
+
+
+def test_rows_with_options():
+    rows = parse_rows("vnet,dca-mt:bandwidths=[0.5,1]:targets=hard")
+    assert [row.name for row in rows] == ["vnet", "dca-mt:bandwidths=[0.5,1]:targets=hard"]
+    assert rows[1].method.options == {"bandwidths": [0.5, 1], "targets": "hard"}
+
+
+def test_the_ablation_has_the_papers_rows():
+    rows = ablation_rows()
+    assert [row.name for row in rows] == ["Base", "Loss", "CrossAttention", "Mutual", "All"]
+    assert {row.method.name for row in rows} == {"dca-mt"}
+    components = [row.method.options["components"] for row in rows]
+    assert components == ["base", "loss", "cross-attention", "mutual", "all"]
