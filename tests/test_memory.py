@@ -25,10 +25,10 @@ def resident():
     return int(re.search("VmRSS:\\\\s*(\\\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 page_faults()
-start, usual = resident(), page_faults()
+start, usual = resident(), min(page_faults() for _ in range(5))
 with kept_memory():
-    page_faults()
-    kept, held = page_faults(), resident()
+    # How soon the heap's pieces fit again depends on where the system put it.
+    kept, held = min(page_faults() for _ in range(10)), resident()
 print(json.dumps([usual, kept, held - start, resident() - start]))
 """
 
