@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from dcamt.config import Config, MethodConfig, load_config, save_config, validated
+from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
 from dcamt.data.dataset import find_classes, read_dataset
 from dcamt.data.patches import Batches
 from dcamt.data.plan import fingerprint, make_plan
@@ -31,7 +31,7 @@ from dcamt.losses.overlap import IGNORE
 from dcamt.memory import kept_memory
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
-from dcamt.networks.vnet import STRIDE, VNet, channels_last
+from dcamt.networks.vnet import STRIDE, VNet
 from dcamt.reporting.report import write_report
 
 _VERSIONS = ("dcamt", "torch", "monai", "lightning-fabric", "numpy", "scipy", "nibabel")
@@ -125,8 +125,7 @@ def _segment_validation(run: Path, split: Split, device: torch.device) -> None:
 def build_method(config: Config) -> Method:
     """The configured method with weights drawn from the run's seed; InputError if unknown."""
     assert config.plan is not None
-    kind = METHODS[resolve_method(config.method).name]
-    options = validated(kind.Config, config.method.options, f"method {config.method.name}")
+    options = _method_options(config.method)
     network = partial(
         VNet,
         len(config.plan.channels),
@@ -135,16 +134,20 @@ def build_method(config: Config) -> Method:
         dropout=config.network.dropout,
     )
     torch.manual_seed(config.seed)
-    return kind(options, network)
+    return METHODS[config.method.name](options, network)
 
 
 def resolve_method(method: MethodConfig) -> MethodConfig:
     """``method`` with every option it has; InputError if the name or an option is unknown."""
+    options = _method_options(method).model_dump(mode="json")
+    return MethodConfig.model_validate({"name": method.name, **options})
+
+
+def _method_options(method: MethodConfig) -> Section:
     if method.name not in METHODS:
         known = ", ".join(sorted(METHODS))
         raise InputError(f"method '{method.name}' is unknown; known methods: {known}")
-    options = validated(METHODS[method.name].Config, method.options, f"method {method.name}")
-    return MethodConfig.model_validate({"name": method.name, **options.model_dump(mode="json")})
+    return validated(METHODS[method.name].Config, method.options, f"method {method.name}")
 
 
 def mean_dice(method: Method, cases: list[Prepared], config: Config) -> float:
@@ -174,7 +177,6 @@ def load_run(run: Path, weights: str = "last") -> tuple[Config, Method]:
         raise InputError(f"{run}/config.yaml: has no plan; give a run that `dcamt train` wrote")
     method = build_method(config)
     checkpoint.load(run / f"{weights}.safetensors", method)
-    channels_last(method)
     return config, method
 
 

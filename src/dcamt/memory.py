@@ -14,8 +14,8 @@ def kept_memory() -> Iterator[None]:
     """Keep freed memory for the next tensor instead of handing it back to the system at once.
 
     On a CPU every activation of a 3D network is tens of megabytes, which glibc takes from and
-    returns to the system each time; the system then clears every page anew, a quarter of an
-    iteration's time. What was kept is handed back at the end. Does nothing without glibc.
+    returns to the system each time; the system then clears every page anew, up to a quarter of
+    an iteration's time. What was kept is handed back at the end. Does nothing without glibc.
     """
     try:
         libc = ctypes.CDLL(None)

@@ -16,7 +16,7 @@ import torch
 from dcamt.comparison import BASELINE, parse_rows
 from dcamt.complexity import check_patch, count, method_names
 from dcamt.config import Config, MethodConfig, NetworkConfig, Normalization, Plan
-from dcamt.engine.train import Update, make_fabric
+from dcamt.engine.train import Update, make_fabric, make_optimizers
 from dcamt.errors import InputError
 from dcamt.experiment import build_method
 from dcamt.inference.predictor import Predictor, make_predictor
@@ -154,11 +154,7 @@ def _subject(config: Config) -> _Subject:
     fabric = make_fabric(config.device, "auto")
     method = build_method(config)
     channels_last(method.to(fabric.device))
-    optimizers = {
-        name: method.optimizer(name, parameters, config.train)
-        for name, parameters in method.parts().items()
-    }
-    update = Update(fabric, optimizers)
+    update = Update(fabric, make_optimizers(method, config.train))
     batch = _batch(config).to(fabric.device)
     sides = [side + side // 2 for side in config.plan.patch]
     volume = torch.randn(len(config.plan.channels), *sides)

@@ -76,6 +76,14 @@ def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     return Fabric(accelerator=accelerator, devices=devices, precision=kind, strategy=strategy)
 
 
+def make_optimizers(method: Method, settings: TrainConfig) -> dict[str, Optimizer]:
+    """What steps each part of ``method``."""
+    return {
+        name: method.optimizer(name, parameters, settings)
+        for name, parameters in method.parts().items()
+    }
+
+
 def learning_rate(train: TrainConfig, iteration: int) -> float:
     """Step decay: divided by 10 at each fraction of ``decay_at``; ``iteration`` counts from 0."""
     passed = sum(iteration >= round(at * train.iterations) for at in train.decay_at)
@@ -100,10 +108,7 @@ def train(
     Interrupted on SIGINT or SIGTERM once the iteration is finished and saved.
     """
     channels_last(method.to(fabric.device))
-    optimizers: dict[str, Optimizer] = {
-        name: method.optimizer(name, parameters, settings)
-        for name, parameters in method.parts().items()
-    }
+    optimizers = make_optimizers(method, settings)
     state: dict[str, Any] = {"iteration": 0, "best": None}
     if resume and (run / "last.safetensors").exists():
         state = checkpoint.load(run / "last.safetensors", method, optimizers)

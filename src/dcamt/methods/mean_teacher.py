@@ -16,6 +16,7 @@ from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
 from dcamt.networks.vnet import VNet
+from dcamt.ops.noise import noisy
 
 
 class MeanTeacher(Method):
@@ -38,8 +39,7 @@ class MeanTeacher(Method):
         logits = self.student(torch.cat([batch.image_l, batch.image_u]))
         supervised = dice_ce(logits[:labeled], batch.label_l)
         with torch.no_grad():
-            noise = (0.1 * torch.randn_like(batch.image_u)).clamp(-0.2, 0.2)
-            target = self.teacher(batch.image_u + noise).float().softmax(1)
+            target = self.teacher(noisy(batch.image_u)).float().softmax(1)
         consistency = softmax_mse(logits[labeled:], target, batch.inside_u)
         update(supervised + self.config.weight * at.ramp(self.config.ramp) * consistency)
         # The true average at the start, a moving one later.

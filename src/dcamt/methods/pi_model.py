@@ -21,6 +21,7 @@ from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Batch, Method, Progress, Update
 from dcamt.networks.vnet import VNet
+from dcamt.ops.noise import noisy
 
 
 class PiModel(Method):
@@ -50,8 +51,3 @@ class PiModel(Method):
 
     def branches(self, image: Tensor) -> Tensor:
         return self.network(image).float().softmax(1).unsqueeze(0)
-
-
-def noisy(image: Tensor) -> Tensor:
-    """``image`` plus Gaussian noise, std 0.1 clipped to +-0.2."""
-    return image + (0.1 * torch.randn_like(image)).clamp(-0.2, 0.2)

@@ -25,6 +25,7 @@ from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
 from dcamt.networks.vnet import VNet
+from dcamt.ops.noise import noisy
 
 
 class UAMT(Method):
@@ -65,8 +66,7 @@ class UAMT(Method):
     @torch.no_grad()
     def _teach(self, image: Tensor) -> Tensor:
         """The teacher's probabilities of ``image`` plus noise, std 0.1 clipped to +-0.2."""
-        noise = (0.1 * torch.randn_like(image)).clamp(-0.2, 0.2)
-        return self.teacher(image + noise).float().softmax(1)
+        return self.teacher(noisy(image)).float().softmax(1)
 
     def branches(self, image: Tensor) -> Tensor:
         return self.student(image).float().softmax(1).unsqueeze(0)

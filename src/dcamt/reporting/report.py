@@ -21,11 +21,9 @@ from dcamt.errors import InputError
 from dcamt.evaluation.metrics import INVENTED, METRICS, MISSED
 from dcamt.files import write_text
 from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
+from dcamt.reporting.tables import DASH, TITLES
 
 Row = Mapping[str, Any]
-
-_DASH = "\N{EN DASH}"  # stands for a value that does not exist
-_TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def _headline(scores: Mapping[str, Any]) -> list[dict[str, str]]:
         unit = "%" if metric in ("dice", "jaccard") else str(scores["unit"])
         figures.append(
             {
-                "title": _TITLES[metric],
+                "title": TITLES[metric],
                 "value": _text(scores["mean"].get(metric), metric),
                 "spread": _text(spread, metric),
                 "unit": unit,
@@ -210,7 +208,7 @@ def _spread(values: Iterable[float]) -> float | None:
 
 def _text(value: float | None, metric: str) -> str:
     if value is None or not math.isfinite(value):
-        return _DASH
+        return DASH
     return f"{100 * value:.1f}" if metric in ("dice", "jaccard") else f"{value:.2f}"
 
 
@@ -284,7 +282,7 @@ def _render(run: _Run, dataset: Dataset | None, note: str | None) -> str:
         run=run.folder.resolve().name,
         counts={part: len(run.split.get(part, ())) for part in ("labeled", "unlabeled", "val")},
         iterations=_iterations(run.log),
-        seed=run.config.get("seed", _DASH),
+        seed=run.config.get("seed", DASH),
         best=(run.folder / "best.safetensors").is_file(),
         scores=scores,
         scored=len({row["case"] for row in scores["cases"]}) if scores else 0,
@@ -306,4 +304,4 @@ def _render(run: _Run, dataset: Dataset | None, note: str | None) -> str:
 
 def _iterations(log: Mapping[str, NDArray[np.float64]]) -> str:
     last = np.nanmax(log["iteration"], initial=-1)
-    return f"{int(last):,}" if last >= 0 else _DASH
+    return f"{int(last):,}" if last >= 0 else DASH
