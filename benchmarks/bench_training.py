@@ -12,14 +12,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from fresh_process import in_process
 from plain_training import Loop, crops
 
 from dcamt.config import Config, load_config
@@ -67,21 +65,6 @@ class Clock:
         whole = [after - before for before, after in pairwise(begin)]
         waiting = [after - before for before, after in zip(end, begin[1:], strict=False)]
         return Measured(statistics.median(whole), sum(waiting) / sum(whole))
-
-
-def tree_memory(root: int) -> float:
-    """Memory of a process and all below it (MiB), shared pages counted once; Linux says it."""
-    total, todo = 0.0, [root]
-    while todo:
-        process = Path(f"/proc/{todo.pop()}")
-        try:
-            pages = (process / "smaps_rollup").read_text(encoding="ascii")
-            for task in (process / "task").iterdir():
-                todo += map(int, (task / "children").read_text(encoding="ascii").split())
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
-            continue
-        total += float(pages.partition("\nPss:")[2].split()[0]) / 1024
-    return total
 
 
 def configuration(method: str, patch: tuple[int, int, int], data: Path, iterations: int) -> Config:
@@ -153,17 +136,6 @@ def largest_loss_difference(config: Config) -> float:
             terms = loop.step(batch)
         totals.append(sum(abs(value) for value in terms.values()))
     return abs(totals[0] - totals[1]) / totals[0]
-
-
-def in_process(run: Callable[[Config], Measured], config: Config) -> tuple[Measured, float]:
-    """What a fresh process measures, and the peak memory (MiB) of it and its data workers."""
-    peak = 0.0
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        found = pool.submit(run, config)
-        while not found.done():
-            time.sleep(0.2)
-            peak = max(peak, sum(tree_memory(pid) for pid in list(pool._processes)))
-        return found.result(), peak
 
 
 def pairs(config: Config, rounds: int) -> tuple[list[float], list[float], list[Measured]]:

@@ -159,8 +159,10 @@ def mean_dice(method: Method, cases: list[Prepared], config: Config) -> float:
     for case in cases:
         image = torch.from_numpy(np.array(case.image))
         classes = len(config.plan.classes)
-        found = branch_probabilities(predictor, image, config.plan.patch, classes, config.predict)
-        guess, label = found.mean(0).argmax(0).numpy(), case.label
+        found = branch_probabilities(
+            predictor, image, config.plan.patch, classes, config.predict, mean=True
+        )
+        guess, label = found[0].argmax(0).numpy(), case.label
         for k in range(1, classes):
             a, b = (guess == k) & (label != IGNORE), label == k
             if a.any() or b.any():

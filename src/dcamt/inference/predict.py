@@ -45,10 +45,18 @@ def predict_case(
     image = read_image(images)
     check_channels(image, plan.channels, images[0])
     array, placement = to_network(image, plan)
+    affine = image.affine
+    del image  # a large scan and its probabilities are each most of the memory
     branches = branch_probabilities(
-        predictor, torch.from_numpy(array), plan.patch, len(plan.classes), config.predict
+        predictor,
+        torch.from_numpy(array),
+        plan.patch,
+        len(plan.classes),
+        config.predict,
+        mean=not extras.uncertainty,
     )
-    probabilities = branches.mean(0)
+    del array
+    probabilities = branches[0] if len(branches) == 1 else branches.mean(0)
     restored = restored_probabilities(probabilities, placement)
     segmentation = restored.argmax(0).astype(np.uint8)
     if extras.largest_component:
@@ -57,14 +65,14 @@ def predict_case(
     if extras.probabilities:
         for k, name in enumerate(plan.classes):
             path = output.parent / "probabilities" / f"{stem}_{_file_part(name)}.nii.gz"
-            write_volume(path, restored[k], image.affine)
+            write_volume(path, restored[k], affine)
     if extras.uncertainty:
         maps = {"entropy": entropy(probabilities), "disagreement": disagreement(branches)}
         for name, values in maps.items():
             path = output.parent / "uncertainty" / f"{stem}_{name}.nii.gz"
-            write_volume(path, restore(values[None], placement)[0], image.affine)
+            write_volume(path, restore(values[None], placement)[0], affine)
     # The segmentation comes last: where it exists, the case is done.
-    write_volume(output, segmentation, image.affine)
+    write_volume(output, segmentation, affine)
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:

@@ -11,17 +11,26 @@ from dcamt.inference.predictor import Predictor
 
 @torch.inference_mode()
 def branch_probabilities(
-    predictor: Predictor, image: Tensor, patch: Patch, classes: int, config: PredictConfig
+    predictor: Predictor,
+    image: Tensor,
+    patch: Patch,
+    classes: int,
+    config: PredictConfig,
+    mean: bool = False,
 ) -> Tensor:
     """Probabilities of every branch of a method, ``(N, K, x, y, z)`` float32 on the CPU.
 
     ``image``: ``(C, x, y, z)``. Windows lie and are weighted as ``config`` says; a volume smaller
-    than the patch is padded with zeros, the mean intensity, and the padding is cut off again.
+    than the patch is padded with zeros, the mean intensity, and the padding is cut off again. With
+    ``mean`` the branches are averaged window by window, N is 1, and memory is that of one branch.
     """
 
     def windows(batch: Tensor) -> Tensor:
         laid_out = batch.contiguous(memory_format=torch.channels_last_3d)
-        return predictor.branches(laid_out).transpose(0, 1).flatten(1, 2)
+        found = predictor.branches(laid_out)
+        if mean:
+            found = found.mean(0, keepdim=True)
+        return found.transpose(0, 1).flatten(1, 2)
 
     averaged: Tensor = sliding_window_inference(
         image[None],
