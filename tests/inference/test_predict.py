@@ -265,6 +265,18 @@ def test_weighting_decides_how_windows_are_averaged():
         torch.testing.assert_close(curve[16:], torch.ones(8))
 
 
+def test_the_mean_of_the_branches_may_be_taken_window_by_window():
+    def two(batch):
+        return torch.stack([batch.softmax(1), (2 * batch).softmax(1)])
+
+    image = torch.randn(3, 20, 24, 16)
+    predictor, settings = Predictor(two, CPU), PredictConfig()
+    both = branch_probabilities(predictor, image, (16, 16, 16), 3, settings)
+    mean = branch_probabilities(predictor, image, (16, 16, 16), 3, settings, mean=True)
+    assert both.shape == (2, 3, 20, 24, 16) and mean.shape == (1, 3, 20, 24, 16)
+    torch.testing.assert_close(mean[0], both.mean(0))
+
+
 def test_a_stride_that_skips_voxels_is_refused(tiny_run, tmp_path):
     source = scan(tmp_path / "a.nii.gz", np.eye(4))
     with pytest.raises(InputError, match=r"stride = \[17, 8, 8\] skips voxels.*\[16, 16, 16\]"):
