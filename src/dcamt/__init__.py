@@ -18,6 +18,7 @@ __all__ = [
     "InputError",
     "__version__",
     "ablate",
+    "card",
     "compare",
     "cost",
     "evaluate",

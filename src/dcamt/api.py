@@ -22,9 +22,10 @@ from dcamt.inference.predict import Extras, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import kept_memory
+from dcamt.reporting.card import model_card as card
 from dcamt.reporting.report import write_report as report
 
-__all__ = ["ablate", "compare", "cost", "evaluate", "inspect", "predict", "report", "train"]
+__all__ = ["ablate", "card", "compare", "cost", "evaluate", "inspect", "predict", "report", "train"]
 
 PathLike = str | Path
 Count = int | Literal["all"]

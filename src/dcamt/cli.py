@@ -199,6 +199,16 @@ def report(run: RunFolder) -> None:
 
 
 @app.command()
+def card(
+    runs: Annotated[list[Path], typer.Argument(help="Run folder; several: the seeds of one.")],
+) -> None:
+    """Print a model card in Markdown: data, protocol, figures, limits, licence."""
+    from dcamt.reporting.card import model_card
+
+    typer.echo(model_card(runs), nl=False)
+
+
+@app.command()
 def compare(
     dataset: DatasetFolder,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; continued if it exists.")],

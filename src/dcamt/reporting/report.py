@@ -1,11 +1,8 @@
 """The report of a run: one HTML file with its scores, curves, example cases and settings."""
 
-import csv
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +11,16 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from dcamt.config import load_yaml
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.volume import check_same_grid, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import INVENTED, METRICS, MISSED
 from dcamt.files import write_text
 from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
+from dcamt.reporting.run_folder import Run, read_run
 from dcamt.reporting.tables import DASH, TITLES
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a run folder holds. `scores` is the content of validation.json, None without one."""
-
-    folder: Path
-    config: dict[str, Any]
-    split: dict[str, list[str]]
-    versions: dict[str, str]
-    log: dict[str, NDArray[np.float64]]
-    scores: dict[str, Any] | None
 
 
 def write_report(run: Path) -> Path:
@@ -51,7 +36,7 @@ def write_report(run: Path) -> Path:
     Raises:
         InputError: `run` is missing, is not a run folder, or one of its files is broken.
     """
-    content = _read_run(run)
+    content = read_run(run)
     dataset: Dataset | None = None
     note = None
     try:
@@ -61,71 +46,6 @@ def write_report(run: Path) -> Path:
     path = run / "report.html"
     write_text(path, _render(content, dataset, note))
     return path
-
-
-# -------------------------------------------------------------------------------------- reading
-
-
-def _read_run(run: Path) -> _Run:
-    if not run.is_dir():
-        raise InputError(f"{run}: no such run folder; give the folder that training wrote")
-    for name in ("config.yaml", "split.json", "versions.json", "log.csv"):
-        if not (run / name).is_file():
-            raise InputError(
-                f"{run}: is not a run folder ({name} is missing); give the one that training wrote"
-            )
-    split = _read_json(run / "split.json")
-    scores = run / "validation.json"
-    return _Run(
-        folder=run,
-        config=load_yaml(run / "config.yaml"),
-        split={part: list(names) for part, names in split.items()},
-        versions={key: str(value) for key, value in _read_json(run / "versions.json").items()},
-        log=_read_log(run / "log.csv"),
-        scores=_read_scores(scores) if scores.is_file() else None,
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is not valid JSON ({error}); restore or recreate it") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object; restore or recreate it")
-    return content
-
-
-def _read_scores(path: Path) -> dict[str, Any]:
-    scores = _read_json(path)
-    missing = {"cases", "mean", "per_class", "missed", "invented", "unit"} - scores.keys()
-    wanted = {"case", "class", "outcome", *METRICS}
-    if missing or not all(
-        isinstance(row, dict) and wanted <= row.keys() for row in scores["cases"]
-    ):
-        raise InputError(f"{path}: lacks keys that evaluation writes; evaluate the run again")
-    return scores
-
-
-def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Columns of the log, each (rows,) float64 with NaN for empty cells."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}); restore the file") from None
-    if not rows or "iteration" not in rows[0]:
-        raise InputError(f"{path}: needs a column 'iteration' and a row; train the run first")
-    return {
-        name: np.array([_number(row[name]) for row in rows]) for name in rows[0] if name is not None
-    }
-
-
-def _number(cell: str | None) -> float:
-    try:
-        return float(cell or "nan")
-    except ValueError:
-        return math.nan
 
 
 # --------------------------------------------------------------------------------------- tables
@@ -215,7 +135,7 @@ def _text(value: float | None, metric: str) -> str:
 # ------------------------------------------------------------------------------------- pictures
 
 
-def _pictures(run: _Run, dataset: Dataset, values: Sequence[int]) -> list[dict[str, str]]:
+def _pictures(run: Run, dataset: Dataset, values: Sequence[int]) -> list[dict[str, str]]:
     """The best, the median and the worst case by mean Dice over the classes."""
     if run.scores is None:
         return []
@@ -239,7 +159,7 @@ def _pictures(run: _Run, dataset: Dataset, values: Sequence[int]) -> list[dict[s
     return pictures
 
 
-def _picture(run: _Run, dataset: Dataset, name: str, values: Sequence[int]) -> dict[str, str]:
+def _picture(run: Run, dataset: Dataset, name: str, values: Sequence[int]) -> dict[str, str]:
     case = next((case for case in dataset.cases if case.name == name), None)
     if case is None or case.label is None:
         raise InputError(f"{dataset.root}: has no labelled case {name} any more")
@@ -262,7 +182,7 @@ def _picture(run: _Run, dataset: Dataset, name: str, values: Sequence[int]) -> d
 # -------------------------------------------------------------------------------------- writing
 
 
-def _render(run: _Run, dataset: Dataset | None, note: str | None) -> str:
+def _render(run: Run, dataset: Dataset | None, note: str | None) -> str:
     plan = run.config.get("plan") or {}
     names = tuple(plan.get("classes") or (dataset.classes if dataset else ()))
     values = [value for value in range(1, len(names)) if value != plan.get("ignore")]

@@ -1,0 +1,184 @@
+"""The model card of a run: what it is, how it was made, how well it does and what it is not."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcamt.config import load_config
+from dcamt.data.dataset import read_json
+from dcamt.errors import InputError
+from dcamt.evaluation.metrics import METRICS
+from dcamt.evaluation.statistics import over_seeds
+from dcamt.experiment import build_method
+from dcamt.reporting.run_folder import Run, read_run
+from dcamt.reporting.tables import DASH, headings, scale
+
+
+def model_card(folders: Sequence[Path]) -> str:
+    """Markdown about one run, or about several that differ in their seed alone.
+
+    With several, figures are mean and sample standard deviation over the runs; with one, over its
+    cases. Raises InputError for a folder that is no finished run, and for runs of different
+    settings or splits.
+    """
+    runs = [read_run(folder) for folder in folders]
+    first = runs[0]
+    for run in runs[1:]:
+        if _settings(run) != _settings(first) or run.split != first.split:
+            raise InputError(
+                f"{run.folder}: differs from {first.folder} in more than the seed; give runs of "
+                "one method, configuration and split"
+            )
+    config = load_config(first.folder / "config.yaml")
+    if config.plan is None:
+        raise InputError(f"{first.folder}/config.yaml: has no plan; give a finished run")
+    plan, train = config.plan, config.train
+    with torch.device("meta"):
+        method = build_method(config)
+    parameters = sum(p.numel() for p in method.parameters())
+    # Every method's file begins with one line that says what it is.
+    summary = (sys.modules[type(method).__module__].__doc__ or "").splitlines()[0]
+    about = _description(config.dataset)
+    seeds = sorted(int(run.config["seed"]) for run in runs)
+    parts = [
+        f"# Model card: {config.method.name} on {about['name']}",
+        f"{summary} It outlines {_listed(plan.classes[1:])} in 3D scans of "
+        f"{len(plan.channels)} channel{'s' * (len(plan.channels) > 1)} "
+        f"({', '.join(plan.channels)}). {parameters:,} parameters in all.",
+        "**Not a medical device.** Not approved for diagnosis, treatment or any other clinical "
+        "use. A trained person must check every segmentation.",
+        "## Data",
+        _table(
+            {
+                "data set": about["name"],
+                "licence of the data": about["licence"],
+                "trained with labels": _cases(first, "labeled"),
+                "trained without labels": _cases(first, "unlabeled"),
+                "validation": _cases(first, "val"),
+                "kept apart for testing": _cases(first, "test"),
+                "voxel size, mm": " x ".join(f"{s:g}" for s in plan.spacing),
+                "orientation": plan.orientation,
+                "intensities": ", ".join(how.scheme for how in plan.normalization),
+            }
+        ),
+        "## Protocol",
+        _table(
+            {
+                "iterations": f"{train.iterations:,}",
+                "batch": f"{train.labeled_batch} labelled + {train.unlabeled_batch} unlabelled "
+                f"patches of {' x '.join(map(str, plan.patch))} voxels",
+                "optimiser": f"SGD, rate {train.learning_rate:g}, momentum {train.momentum:g}, "
+                f"weight decay {train.weight_decay:g}",
+                "method's options": _options(config.method.options),
+                "V-Net width": str(config.network.width),
+                "seeds": ", ".join(map(str, seeds)),
+                "weights": "of the last iteration; no case took part in choosing them",
+                "computed with": ", ".join(f"{k} {v}" for k, v in first.versions.items()),
+            }
+        ),
+        "## Figures",
+        _figures(runs, plan.classes),
+        "## Limits",
+        _limits(runs, plan.classes),
+        "## Licence",
+        "The software is under the Apache License 2.0. The weights were made from the data above, "
+        f"whose licence ({about['licence']}) also binds what is made from them.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.config.items() if key != "seed"}
+
+
+def _description(dataset: Path | None) -> dict[str, str]:
+    """Name and licence as dataset.json gives them, as far as it is still there."""
+    stated: Mapping[str, Any] = {}
+    if dataset is not None and (dataset / "dataset.json").is_file():
+        stated = read_json(dataset / "dataset.json")
+    folder = dataset.name if dataset is not None else DASH
+    licence = stated.get("licence") or stated.get("license")
+    return {
+        "name": str(stated.get("name") or folder),
+        "licence": str(licence or "not stated in dataset.json: ask who gave you the data"),
+    }
+
+
+def _cases(run: Run, part: str) -> str:
+    count = len(run.split.get(part, ()))
+    return f"{count} case{'' if count == 1 else 's'}"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items()) or "none"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
+def _figures(runs: Sequence[Run], classes: Sequence[str]) -> str:
+    scores = [run.scores for run in runs]
+    if any(score is None for score in scores):
+        return "None: the run has no validation cases. Measure it on your own before using it."
+    found = [score for score in scores if score is not None]
+    unit, cases = found[0]["unit"], len({row["case"] for row in found[0]["cases"]})
+    lines = ["| class | " + " | ".join(headings(unit)) + " |", "|---" * 5 + "|"]
+    for key in ("mean", *found[0]["per_class"]):
+        shown = [_parts(score, key) for score in found]
+        figures = over_seeds(shown) if len(found) > 1 else shown[0]
+        cells = [_cell(figures["mean"][m], figures["std"].get(m), m) for m in METRICS]
+        name = "mean" if key == "mean" else classes[int(key)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    over = f"{len(found)} runs" if len(found) > 1 else "cases"
+    missed, invented = (sum(score[kind] for score in found) for kind in ("missed", "invented"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{cases} validation cases; mean ± standard deviation over {over}. Structures missed: "
+            f"{missed}, invented: {invented}; they have no distance and count as Dice 0.",
+        ]
+    )
+
+
+def _parts(score: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Figures of one class, or of all of them ("mean"), in the form of ``evaluate``'s whole."""
+    if key == "mean":
+        return score
+    of_class = score["per_class"][key]
+    return {**of_class, "mean": of_class}
+
+
+def _cell(mean: float | None, spread: float | None, metric: str) -> str:
+    if mean is None:
+        return DASH
+    text = f"{scale(metric) * mean:.2f}"
+    return text if spread is None else f"{text} ± {scale(metric) * spread:.2f}"
+
+
+def _limits(runs: Sequence[Run], classes: Sequence[str]) -> str:
+    lines = [
+        f"- It has seen labels of {_cases(runs[0], 'labeled')}. Anatomy, disease, age groups, "
+        "scanners and sequences that these do not show are unknown to it.",
+        "- The figures are of cases from the same data set. Expect lower ones on other data, and "
+        "measure them (`dcamt evaluate`) before relying on it.",
+        "- Every scan gets a segmentation, also one that shows something else. "
+        "`dcamt predict --uncertainty` maps where the branches doubt.",
+    ]
+    rows = [row for run in runs if run.scores for row in run.scores["cases"]]
+    scored = [row for row in rows if row["dice"] is not None]
+    if scored:
+        worst = min(scored, key=lambda row: row["dice"])
+        lines.append(
+            f"- Worst structure of a validation case: {classes[int(worst['class'])]}, "
+            f"Dice {100 * worst['dice']:.1f} %."
+        )
+    return "\n".join(lines)
