@@ -180,6 +180,7 @@ class Pointwise(nn.Module):
         (METHODS["evil"], {}, True),
         (METHODS["pi-model"], {}, True),
         (METHODS["pseudo-label"], {}, True),
+        (METHODS["cpcl"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),
