@@ -181,6 +181,7 @@ class Pointwise(nn.Module):
         (METHODS["pi-model"], {}, True),
         (METHODS["pseudo-label"], {}, True),
         (METHODS["cpcl"], {}, True),
+        (METHODS["co-bionet"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),

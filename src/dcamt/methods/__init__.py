@@ -1,6 +1,7 @@
 """Every training method by its name on the command line. To add one: docs/adding-a-method.md."""
 
 from dcamt.methods.bcp import BCP
+from dcamt.methods.co_bionet import CoBioNet
 from dcamt.methods.cpcl import CPCL
 from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
@@ -18,6 +19,7 @@ from dcamt.methods.vnet import Supervised
 
 METHODS: dict[str, type[Method]] = {
     "bcp": BCP,
+    "co-bionet": CoBioNet,
     "cpcl": CPCL,
     "cps": CPS,
     "dca-mt": DCAMT,
