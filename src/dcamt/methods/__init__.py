@@ -6,6 +6,7 @@ from dcamt.methods.cpcl import CPCL
 from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.dtc import DTC
+from dcamt.methods.dual_teacher import DualTeacher
 from dcamt.methods.evil import EVIL
 from dcamt.methods.ga import GA
 from dcamt.methods.mcf import MCF
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "cps": CPS,
     "dca-mt": DCAMT,
     "dtc": DTC,
+    "dual-teacher": DualTeacher,
     "evil": EVIL,
     "ga": GA,
     "mcf": MCF,
