@@ -19,7 +19,7 @@ from dcamt.networks.vnet import STRIDE, VNet
 
 LATE = Progress(900, 1000)
 
-# Every method as it comes, and every way to switch DCA-MT.
+# Every method as it comes, and every way to switch DCA-MT and Dual Teacher.
 VARIANTS: list[tuple[str, dict[str, object]]] = [(name, {}) for name in METHODS]
 VARIANTS += [
     ("dca-mt", {"components": c}) for c in ("base", "loss", "cross-attention", "mutual", "all")
@@ -31,6 +31,8 @@ VARIANTS += [
     ("dca-mt", {"shared_attention": True, "heads": 8}),
     ("dca-mt", {"targets": "soft", "paste": 0.6}),
     ("dca-mt", {"temperature": 2.0, "bandwidths": [0.5, 1, 2]}),
+    ("dual-teacher", {"threshold": 0.5}),
+    ("dual-teacher", {"threshold": 0.5, "epoch": 0.9}),  # LATE is in the second one's turn
 ]
 every_variant = pytest.mark.parametrize(
     ("name", "options"),
@@ -180,6 +182,10 @@ class Pointwise(nn.Module):
         (METHODS["evil"], {}, True),
         (METHODS["pi-model"], {}, True),
         (METHODS["pseudo-label"], {}, True),
+        (METHODS["cpcl"], {}, True),
+        (METHODS["co-bionet"], {}, True),
+        (METHODS["dual-teacher"], {"threshold": 0.5}, True),
+        (METHODS["dual-teacher"], {"threshold": 0.5, "epoch": 0.9}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),

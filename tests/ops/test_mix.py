@@ -1,9 +1,10 @@
-"""The box of copy-paste."""
+"""The box of copy-paste, and the classes of ClassMix."""
 
 import pytest
 import torch
 
-from dcamt.ops.mix import random_box
+from dcamt.losses.overlap import IGNORE
+from dcamt.ops.mix import random_box, random_classes
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 2 / 3, 1.0])
@@ -22,3 +23,24 @@ def test_a_box_of_the_share_of_each_side_that_moves(share: float) -> None:
         assert len(where) == sides[0] * sides[1] * sides[2]
         starts.add(tuple(low.tolist()))
     assert share == 1 or len(starts) > 10, "the box does not move"
+
+
+def test_half_of_the_classes_that_a_patch_holds() -> None:
+    label = torch.zeros(4, 2, 3, 4, dtype=torch.long)
+    label[0].view(-1)[:16] = torch.arange(4).repeat(4)  # four classes: two are drawn
+    label[1, 0], label[1, 1] = 1, 4  # two, not the lowest: one
+    label[2, 0], label[2, 1, 0] = 2, IGNORE  # 0, 2 and padding: one
+    draws: list[set[tuple[int, ...]]] = [set() for _ in label]
+    for seed in range(40):
+        torch.manual_seed(seed)
+        mask = random_classes(label, 5)
+        assert mask.shape == label.shape
+        for item, (own, found) in enumerate(zip(label, mask, strict=True)):
+            chosen = sorted(set(own[found].tolist()))
+            expected = torch.zeros_like(found)
+            for k in chosen:
+                expected |= own == k
+            assert torch.equal(found, expected), "a class is taken whole or not at all"
+            draws[item].add(tuple(chosen))
+    assert draws[0] == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
+    assert draws[1:] == [{(1,), (4,)}, {(0,), (2,)}, {()}]

@@ -1,9 +1,12 @@
 """Every training method by its name on the command line. To add one: docs/adding-a-method.md."""
 
 from dcamt.methods.bcp import BCP
+from dcamt.methods.co_bionet import CoBioNet
+from dcamt.methods.cpcl import CPCL
 from dcamt.methods.cps import CPS
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.dtc import DTC
+from dcamt.methods.dual_teacher import DualTeacher
 from dcamt.methods.evil import EVIL
 from dcamt.methods.ga import GA
 from dcamt.methods.mcf import MCF
@@ -17,9 +20,12 @@ from dcamt.methods.vnet import Supervised
 
 METHODS: dict[str, type[Method]] = {
     "bcp": BCP,
+    "co-bionet": CoBioNet,
+    "cpcl": CPCL,
     "cps": CPS,
     "dca-mt": DCAMT,
     "dtc": DTC,
+    "dual-teacher": DualTeacher,
     "evil": EVIL,
     "ga": GA,
     "mcf": MCF,

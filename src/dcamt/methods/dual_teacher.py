@@ -1,0 +1,116 @@
+"""Dual Teacher: two teachers that take turns, so that neither grows too like the student.
+
+Na et al., "Switching temporary teachers for semi-supervised semantic segmentation", NeurIPS 2023.
+The run is cut into epochs; teacher 1 works in the even ones, teacher 2 in the odd ones. Of the
+unlabelled patches u, a strong view s has another intensity, and m is s mixed with another patch's:
+
+    Y      = argmax p_u,  C = max p_u >= threshold               by the teacher on duty
+    L_mix  = share of C x CE(p_m, Y mixed alike)                 a box in even epochs (CutMix),
+                                                                 half of the classes in odd ones
+    L_sub  = mean over all voxels of C CE(p_s, Y)                p_s of a sub-network of the student
+    L      = L_sup + weight L_mix + implicit L_sub
+
+Only the teacher on duty follows the student: its decay is min(1 - 1 / t, decay), t counting the
+iterations of its epoch, as in the authors' script, so that it starts each turn from the student.
+Sub-networks, drawn anew for every patch, make the student an implicit ensemble; teachers are
+whole. The evaluated network is the student.
+
+An epoch is a share of the run, by default one of the authors' 200. Unlike theirs: V-Net has no
+residual blocks to drop, so that a sub-network is one of dropout, at the same rate; the strong view
+changes contrast and brightness alone (no hue, grey, blur or flip); one box for all patches, of a
+volume drawn as their area; patches exchange voxels only where both are real; all that the student
+sees passes in one batch; and the share of C is over the batch in both kinds of epochs.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributions import Beta
+
+from dcamt.config import Fraction, Section
+from dcamt.losses.consistency import masked_mean
+from dcamt.losses.overlap import IGNORE, cross_entropy, dice_ce, pseudo_label
+from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
+from dcamt.networks.vnet import VNet
+from dcamt.ops.mix import random_box, random_classes
+from dcamt.ops.noise import jittered
+
+
+class DualTeacher(Method):
+    """One student with dropout, two teachers without."""
+
+    class Config(Section):
+        """``epoch``: length of a teacher's turn, as a fraction of the run.
+
+        ``intensity``: largest relative change of contrast, and largest shift in standard
+        deviations, of the strong view. ``dropout`` replaces that of the network section.
+        """
+
+        weight: float = 1.0
+        implicit: float = 0.2
+        threshold: Fraction = 0.95
+        decay: Fraction = 0.99
+        epoch: Annotated[float, Field(gt=0, le=1)] = 1 / 200
+        intensity: Fraction = 0.5
+        dropout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    config: Config
+
+    def __init__(self, config: Config, network: Callable[..., VNet]):
+        super().__init__(config, network)
+        self.student = network(dropout=config.dropout)
+        teachers = [frozen_copy(self.student), frozen_copy(self.student)]
+        for teacher in teachers:
+            teacher.dropout.p = 0.0
+        self.teachers = nn.ModuleList(teachers)
+
+    def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
+        c = self.config
+        epoch, since = divmod(at.iteration, max(1, round(c.epoch * at.iterations)))
+        teacher = self.teachers[epoch % 2]
+        with torch.no_grad():
+            p_u = teacher(batch.image_u).float().softmax(1)
+        guess = pseudo_label(p_u, batch.inside_u)
+        certain = batch.inside_u & (p_u.amax(1) >= c.threshold)
+        if epoch % 2 == 0:
+            # The volume of the box is as likely to be small as large, a half on average.
+            side = float(Beta(4.0, 4.0).sample()) ** (1 / 3)
+            taken = random_box(guess.shape[1:], side, guess.device)
+        else:
+            taken = random_classes(guess, p_u.shape[1]).roll(1, 0)
+        strong = jittered(batch.image_u, c.intensity)
+        mixed, label = mix(strong, guess, taken)
+        logits = self.student(torch.cat([batch.image_l, mixed, strong]))
+        sizes = [len(batch.image_l), len(mixed), len(strong)]
+        logits_l, logits_m, logits_s = logits.split(sizes)
+        share = masked_mean(certain, batch.inside_u)
+        supervised = dice_ce(logits_l, batch.label_l)
+        pseudo = share * cross_entropy(logits_m, label)
+        implicit = share * cross_entropy(logits_s, guess.masked_fill(~certain, IGNORE))
+        update(supervised + c.weight * pseudo + c.implicit * implicit)
+        # The true average at the start of a turn, a moving one later.
+        ema_(teacher, self.student, min(1 - 1 / (since + 1), c.decay))
+        return {
+            "supervised": supervised,
+            "pseudo": pseudo,
+            "implicit": implicit,
+            "certain": share,
+        }
+
+    def branches(self, image: Tensor) -> Tensor:
+        return self.student(image).float().softmax(1).unsqueeze(0)
+
+
+def mix(image: Tensor, guess: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+    """Every patch with the voxels ``taken`` ``(U, X, Y, Z)`` from the patch before it.
+
+    ``image`` ``(U, C, X, Y, Z)`` and ``guess`` ``(U, X, Y, Z)`` are mixed alike. Padding, IGNORE in
+    ``guess``, is neither taken nor painted over.
+    """
+    real = guess != IGNORE
+    taken = taken & real & real.roll(1, 0)
+    mixed = torch.where(taken.unsqueeze(1), image.roll(1, 0), image)
+    return mixed, torch.where(taken, guess.roll(1, 0), guess)
