@@ -22,6 +22,7 @@ __all__ = [
     "compare",
     "cost",
     "evaluate",
+    "export",
     "inspect",
     "predict",
     "report",

@@ -18,6 +18,7 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.experiment import load_run, train_run
+from dcamt.export import export_run
 from dcamt.inference.predict import Extras, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
@@ -25,7 +26,18 @@ from dcamt.memory import kept_memory
 from dcamt.reporting.card import model_card as card
 from dcamt.reporting.report import write_report as report
 
-__all__ = ["ablate", "card", "compare", "cost", "evaluate", "inspect", "predict", "report", "train"]
+__all__ = [
+    "ablate",
+    "card",
+    "compare",
+    "cost",
+    "evaluate",
+    "export",
+    "inspect",
+    "predict",
+    "report",
+    "train",
+]
 
 PathLike = str | Path
 Count = int | Literal["all"]
@@ -199,3 +211,14 @@ def _resolve(config: PathLike | None, named: dict[str, Any], set: Iterable[str])
 
 def _path(value: PathLike | None) -> Path | None:
     return None if value is None else Path(value)
+
+
+def export(
+    run: PathLike, out: PathLike, *, weights: str = "last", megabytes: float = 16
+) -> list[Path]:
+    """Write what ``predict`` needs of a run to ``out``; returns the weight files.
+
+    Weights are in half precision, in files of at most ``megabytes``; no path, case name or split
+    is carried over. Raises InputError if ``out`` holds anything.
+    """
+    return export_run(Path(run), Path(out), weights, megabytes)

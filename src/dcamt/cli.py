@@ -209,6 +209,20 @@ def card(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder to write; `predict` takes it like a run.")],
+    weights: Annotated[Weights, typer.Option(help="Last, or best on validation.")] = Weights.last,
+    megabytes: Annotated[float, typer.Option(help="Largest file.")] = 16,
+) -> None:
+    """Write half-precision weights in small files, configuration and model card, to hand on."""
+    from dcamt import api
+
+    for path in api.export(run, out, weights=weights.value, megabytes=megabytes):
+        typer.echo(path)
+
+
+@app.command()
 def compare(
     dataset: DatasetFolder,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; continued if it exists.")],

@@ -2,10 +2,12 @@
 
 ``last.safetensors`` holds the method's weights, every optimiser's state under ``optimizer/``
 and, as metadata, where training was: one file, so that a kill can never leave halves that do not
-belong together. ``best.safetensors`` holds weights alone.
+belong together. ``best.safetensors`` holds weights alone. Weights to hand on may lie in several
+parts, ``last-1-of-3.safetensors`` and so on.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from dcamt.methods.method import Method
 
 _OPTIMIZER = "optimizer/"
 _KIND = "dcamt checkpoint 1"
+_HEADER = 100_000
+"""Bytes kept free in each file for the names and places of its tensors."""
 
 
 def save(
@@ -35,7 +39,39 @@ def save(
                     tensors[f"{_OPTIMIZER}{part}/{index}/{key}"] = value.detach().cpu()
     # Shared tensors (one attention for two directions) are stored once under each name.
     owned = {name: value.contiguous().clone() for name, value in tensors.items()}
-    content = serialize(owned, {"kind": _KIND, "state": json.dumps(state)})
+    _write(path, owned, state)
+
+
+def save_half(path: Path, method: Method, largest: int) -> list[Path]:
+    """Weights alone, in half precision, in files of at most ``largest`` bytes; returns the files.
+
+    Vectors (biases, batch norms) keep their precision. Several files are named after ``path``:
+    last-1-of-3.safetensors. Raises InputError if one tensor alone is larger.
+    """
+    parts: list[dict[str, Tensor]] = [{}]
+    room = largest - _HEADER
+    for name, value in method.state_dict().items():
+        half = value.detach().cpu().contiguous().clone()
+        half = half.half() if half.is_floating_point() and half.ndim > 1 else half
+        if half.nbytes > largest - _HEADER:
+            raise InputError(f"{name} alone takes {half.nbytes} bytes; allow larger files")
+        if half.nbytes > room:
+            parts.append({})
+            room = largest - _HEADER
+        parts[-1][name] = half
+        room -= half.nbytes
+    if len(parts) == 1:
+        paths = [path]
+    else:
+        names = (f"{path.stem}-{i}-of-{len(parts)}{path.suffix}" for i in range(1, len(parts) + 1))
+        paths = [path.with_name(name) for name in names]
+    for file, tensors in zip(paths, parts, strict=True):
+        _write(file, tensors, {})
+    return paths
+
+
+def _write(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    content = serialize(tensors, {"kind": _KIND, "state": json.dumps(state)})
     with atomic(path) as temporary:
         temporary.write_bytes(content)
 
@@ -47,6 +83,39 @@ def load(
 
     Raises InputError if the file is missing, broken, not ours, or of another method or shape.
     """
+    tensors: dict[str, Tensor] = {}
+    for part in _parts(path):
+        found, metadata = _read(part)
+        tensors |= found
+    weights = {k: v for k, v in tensors.items() if not k.startswith(_OPTIMIZER)}
+    try:
+        method.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: does not fit the configured method ({reason})") from None
+    for part, optimizer in (optimizers or {}).items():
+        _load_optimizer(optimizer, f"{_OPTIMIZER}{part}/", tensors)
+    state: dict[str, Any] = json.loads(metadata["state"])
+    return state
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of a checkpoint; InputError if some of several are missing."""
+    number = re.compile(rf"{re.escape(path.stem)}-\d+-of-(\d+)")
+    counts = {found[1] for p in path.parent.glob("*") if (found := number.fullmatch(p.stem))}
+    if path.exists() or not counts:
+        return [path]
+    (count, *others) = sorted(int(c) for c in counts)
+    names = (f"{path.stem}-{i}-of-{count}{path.suffix}" for i in range(1, count + 1))
+    parts = [path.with_name(name) for name in names]
+    missing = [part.name for part in parts if not part.exists()]
+    if missing or others:
+        what = f"{missing[0]} is missing" if missing else "parts of two exports are mixed"
+        raise InputError(f"{path}: its parts are not complete ({what}); copy all of them again")
+    return parts
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -58,16 +127,7 @@ def load(
         ) from None
     if metadata.get("kind") != _KIND:
         raise InputError(f"{path}: is not a dcamt checkpoint; give one that `dcamt train` wrote")
-    weights = {k: v for k, v in tensors.items() if not k.startswith(_OPTIMIZER)}
-    try:
-        method.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: does not fit the configured method ({reason})") from None
-    for part, optimizer in (optimizers or {}).items():
-        _load_optimizer(optimizer, f"{_OPTIMIZER}{part}/", tensors)
-    state: dict[str, Any] = json.loads(metadata["state"])
-    return state
+    return tensors, metadata
 
 
 def _load_optimizer(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
