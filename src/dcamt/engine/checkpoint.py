@@ -84,8 +84,8 @@ def load(
     Raises InputError if the file is missing, broken, not ours, or of another method or shape.
     """
     tensors: dict[str, Tensor] = {}
-    for part in _parts(path):
-        found, metadata = _read(part)
+    for file in _parts(path):
+        found, metadata = _read(file)
         tensors |= found
     weights = {k: v for k, v in tensors.items() if not k.startswith(_OPTIMIZER)}
     try:
@@ -108,9 +108,9 @@ def _parts(path: Path) -> list[Path]:
     (count, *others) = sorted(int(c) for c in counts)
     names = (f"{path.stem}-{i}-of-{count}{path.suffix}" for i in range(1, count + 1))
     parts = [path.with_name(name) for name in names]
-    missing = [part.name for part in parts if not part.exists()]
-    if missing or others:
-        what = f"{missing[0]} is missing" if missing else "parts of two exports are mixed"
+    absent = [part.name for part in parts if not part.exists()]
+    if absent or others:
+        what = f"{absent[0]} is missing" if absent else "parts of two exports are mixed"
         raise InputError(f"{path}: its parts are not complete ({what}); copy all of them again")
     return parts
 
