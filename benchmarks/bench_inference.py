@@ -264,7 +264,8 @@ def dice_by_overlap(run: Path, data: Path, cases: int) -> None:
                 scores[name].append(200 * both / either if either else 100.0)
     print(f"{len(names)} validation cases, patch {plan.patch}, {config.method.name}\n")
     print("| windows | Dice (%) | difference | times faster |\n|---|---|---|---|")
-    literature, *_ = means = {name: statistics.fmean(values) for name, values in scores.items()}
+    means = {name: statistics.fmean(values) for name, values in scores.items()}
+    literature = next(iter(means))
     for name, mean in means.items():
         difference, faster = mean - means[literature], seconds[literature] / seconds[name]
         print(f"| {name} | {mean:.2f} | {difference:+.2f} | {faster:.1f} |")
