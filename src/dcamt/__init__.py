@@ -23,6 +23,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "predict",
+    "prepare",
     "report",
     "train",
 ]

@@ -162,7 +162,9 @@ BAD_FOLDERS: dict[str, tuple[list[str], Any, str]] = {
     ),
     "same name twice": ([*IMAGE, "imagesTr/a.nii"], MSD, "has the same case name"),
     "same name in imagesUn": ([*IMAGE, "imagesUn/a.nii"], MSD, "in both imagesTr and imagesUn"),
-    "other format": (["images/a.nrrd"], None, r"a.nrrd: unsupported file ending"),
+    "other format": (["images/a.png"], None, r"a.png: unsupported file ending"),
+    "a single slice": (["images/a.dcm"], None, "a.dcm: a single slice is no scan"),
+    "case name twice": (["images/a.nrrd", "images/a.mha"], None, "has the same case name"),
     "name with a backslash": (["images/x\\a.nii"], None, "characters no case may have"),
     "name with a line break": (["images/a\nb.nii"], None, "characters no case may have"),
 }  # fmt: skip
@@ -203,7 +205,7 @@ BAD_DESCRIPTIONS: dict[str, tuple[Any, str]] = {
     ),
     "name that climbs": (MSD | {"name": "../../elsewhere"}, "without slashes"),
     "name that is no text": (MSD | {"name": 3}, "'name' is 3"),
-    "file ending": (NNUNET | {"file_ending": ".nrrd"}, "'file_ending' is '.nrrd'"),
+    "file ending": (NNUNET | {"file_ending": ".png"}, "'file_ending' is '.png'"),
 }
 
 
@@ -223,7 +225,7 @@ def test_broken_json(tmp_path: Path, content: bytes) -> None:
 
 
 def test_scan_returns_every_problem_and_the_usable_cases(tmp_path: Path) -> None:
-    files = [*IMAGE, "imagesTr/a.nii", "imagesTr/b.mha", "labelsTr/c.nii.gz"]
+    files = [*IMAGE, "imagesTr/a.nii", "imagesTr/b.tif", "labelsTr/c.nii.gz"]
     dataset, problems = scan_dataset(folder(tmp_path, files, MSD))
     assert [case.name for case in dataset.cases] == ["a"]
     assert len(problems) == 3

@@ -216,14 +216,14 @@ def test_absent_and_empty_folders(folders: tuple[Path, Path], tmp_path: Path) ->
     with pytest.raises(InputError, match="nowhere: is not a folder"):
         evaluate(predictions, tmp_path / "nowhere")
     for arguments in ((empty, labels), (predictions, empty)):
-        with pytest.raises(InputError, match=r"empty: holds no \.nii\.gz file"):
+        with pytest.raises(InputError, match=r"empty: holds no \.nii\.gz or other"):
             evaluate(*arguments)
 
 
 def test_a_file_that_is_not_nifti(folders: tuple[Path, Path], tmp_path: Path) -> None:
     scan = tmp_path / "apart.png"
     scan.write_bytes(b"")
-    with pytest.raises(InputError, match="is not NIfTI"):
+    with pytest.raises(InputError, match="is no volume"):
         evaluate(scan, folders[1])
 
 

@@ -86,7 +86,9 @@ def _prepare(case: Case, plan: Plan) -> Prepared:
 
 def _key(plan: Plan, files: Sequence[Path]) -> str:
     try:
-        stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        # A folder of DICOM slices is what is in it: its own date knows nothing of a changed slice.
+        parts = [p for f in files for p in ((f, *sorted(f.iterdir())) if f.is_dir() else (f,))]
+        stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
     # The patch is cut later, so it does not decide what a prepared volume holds.
