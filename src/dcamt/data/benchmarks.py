@@ -126,26 +126,26 @@ def make_left_atrium(case: str, image_path: Path, label_path: Path) -> tuple[Vol
     atrium = _organ(label.array == LA_ATRIUM, label_path)
     seed = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8])
     margins = np.random.default_rng(seed).integers(*LA_MARGIN, size=(2, 2), endpoint=True)
-    box = (
-        *(_span(atrium, axis, *margins[axis].tolist(), least=LA_PATCH) for axis in (0, 1)),
-        slice(0, atrium.shape[2]),
+    x, y = (
+        _span(atrium, axis, before, after, LA_PATCH)
+        for axis, (before, after) in enumerate(margins.tolist())
     )
-    return _cropped(normal, atrium, image.affine, box)
+    return _cropped(normal, atrium, image.affine, (x, y, slice(0, atrium.shape[2])))
 
 
 def find_pancreas(source: Path) -> Sources:
     """Folders PANCREAS_0001, each with one DICOM series somewhere below, and label0001.nii.gz."""
     folders: dict[str, Path] = {}
     for path in sorted(source.rglob("PANCREAS_*"), key=lambda path: len(path.parts)):
-        number = re.fullmatch(r"PANCREAS_(\d{4})", path.name)
-        if number and path.is_dir():
-            known = folders.setdefault(number[1], path)
+        match = re.fullmatch(r"PANCREAS_(\d{4})", path.name)
+        if match and path.is_dir():
+            known = folders.setdefault(match[1], path)
             if not path.is_relative_to(known):
                 raise InputError(f"{path}: there is also {known}; remove one of the two")
     labels = {
-        number[1]: path
+        match[1]: path
         for path in sorted(source.rglob("label*.nii*"))
-        if (number := re.fullmatch(r"label(\d{4})\.nii(\.gz)?", path.name))
+        if (match := re.fullmatch(r"label(\d{4})\.nii(\.gz)?", path.name))
     }
     if not folders:
         raise InputError(
@@ -170,7 +170,7 @@ def make_pancreas(case: str, image_path: Path, label_path: Path) -> tuple[Volume
     organ = _organ(_onto(image, read_label(label_path), label_path) > 0, label_path)
     clipped = np.clip(image.array[0], *PANCREAS_WINDOW)
     spacing = np.array(image.spacing)
-    shape = np.maximum(1, np.rint(organ.shape * spacing / PANCREAS_SPACING)).astype(int)
+    shape = np.maximum(1, np.rint(np.array(organ.shape) * spacing / PANCREAS_SPACING)).astype(int)
     # Both grids begin at the same corner; voxel i of the new one lies at i * step + first.
     step = PANCREAS_SPACING / spacing
     first = 0.5 * step - 0.5

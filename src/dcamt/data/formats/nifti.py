@@ -1,6 +1,7 @@
 """NIfTI-1 and NIfTI-2, plain or gzipped."""
 
 import io
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dcamt.data.formats.guard import (
 from dcamt.errors import InputError
 
 KIND = "NIfTI"
-nib.imageglobals.logger.setLevel("CRITICAL")  # it prints what it mends in headers
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it prints what it mends
 
 
 def read(path: Path, dtype: Any) -> tuple[Array, Array]:
