@@ -380,7 +380,7 @@ def test_help_loads_nothing_heavy():
         "import sys\n"
         "from dcamt.cli import main\n"
         "for command in ([], ['train'], ['predict'], ['evaluate'], ['inspect'], ['cost'],\n"
-        "        ['compare'], ['ablate']):\n"
+        "        ['compare'], ['ablate'], ['prepare']):\n"
         "    sys.argv = ['dcamt', *command, '--help']\n"
         "    try: main()\n"
         "    except SystemExit as left: assert not left.code\n"
@@ -388,9 +388,10 @@ def test_help_loads_nothing_heavy():
     )
     text, modules = loaded.rsplit("LOADED", 1)
     for command in ("demo", "inspect", "train", "predict", "evaluate", "report", "cost", "compare",
-                    "ablate"):  # fmt: skip
+                    "ablate", "prepare"):  # fmt: skip
         assert command in text
     heavy = {"torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "matplotlib"}
+    heavy |= {"h5py", "pydicom", "highdicom"}
     assert not heavy & set(modules.split())
 
 

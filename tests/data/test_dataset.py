@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -104,6 +105,75 @@ def test_plain_with_channel_files(tmp_path: Path) -> None:
     dataset = read_dataset(folder(tmp_path, files))
     assert dataset.channels == ("channel_0", "channel_1")
     assert case_table(dataset) == {"a": (["a_0000.nii.gz", "a_0001.nii.gz"], "a.nii.gz")}
+
+
+def test_files_of_every_format_and_folders_of_slices(tmp_path: Path) -> None:
+    files = ["images/a.nrrd", "images/b.mha", "images/c.h5", "images/d/IM1.dcm", "images/d/IM2.dcm"]
+    files += ["images/e.nhdr", "images/e.raw.gz", "images/f.mhd", "images/f.zraw", "images/g/x.txt"]
+    dataset = read_dataset(folder(tmp_path, [*files, "labels/a.mha", "labels/d.nii.gz"]))
+    assert case_table(dataset) == {
+        "a": (["a.nrrd"], "a.mha"),
+        "b": (["b.mha"], None),
+        "c": (["c.h5"], None),
+        "d": (["d"], "d.nii.gz"),
+        "e": (["e.nhdr"], None),
+        "f": (["f.mhd"], None),
+    }
+
+
+def test_nnunet_with_another_file_ending(tmp_path: Path) -> None:
+    images = [f"imagesTr/p_{i:04d}.nrrd" for i in (0, 1)]
+    description = NNUNET | {"file_ending": ".nrrd"}
+    dataset = read_dataset(folder(tmp_path, [*images, "labelsTr/p.nrrd"], description))
+    assert case_table(dataset) == {"p": (["p_0000.nrrd", "p_0001.nrrd"], "p.nrrd")}
+
+
+def literature(root: Path, case: str, **datasets: np.ndarray) -> None:
+    (root / case).mkdir(parents=True)
+    with h5py.File(root / case / "mri_norm2.h5", "w") as file:
+        for name, values in datasets.items():
+            file[name] = values
+
+
+VOXELS = np.ones((2, 3, 4), np.uint8)
+
+
+def test_the_literatures_layout(tmp_path: Path) -> None:
+    literature(tmp_path, "B", image=VOXELS, label=VOXELS)
+    literature(tmp_path, "A", image=VOXELS)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.list").write_text("A")
+    dataset = read_dataset(tmp_path)
+    assert case_table(dataset) == {
+        "A": (["mri_norm2.h5"], None),
+        "B": (["mri_norm2.h5"], "mri_norm2.h5"),
+    }
+    assert dataset.channels == ("image",)
+    (tmp_path / "C").mkdir()
+    (tmp_path / "C" / "mri_norm2.h5").write_bytes(b"hello")
+    with pytest.raises(InputError, match=r"C/mri_norm2\.h5: cannot be read"):
+        read_dataset(tmp_path)
+
+
+def test_real_data_of_the_literature(real_data: Path) -> None:
+    root = real_data / "left_atrium_h5"
+    if not root.is_dir():
+        pytest.skip("left_atrium_h5 is absent from the real volumes")
+    dataset = read_dataset(root)
+    assert len(dataset.cases) == 2
+    assert find_classes(dataset).classes == ("background", "class_1")
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/tmp/x", "a\nb", ".x"])
+def test_names_in_a_stranger_s_description_write_nowhere(tmp_path: Path, name: str) -> None:
+    """A data set's own lists cannot name what is not there, nor can its name become a path."""
+    root = folder(tmp_path / "data", [*IMAGE, "labelsTr/a.nii.gz"], MSD | {"name": name})
+    with pytest.raises(InputError, match="'name'"):
+        read_dataset(root)
+    path = splits(tmp_path, labeled=["a"], val=[name])
+    dataset = read_dataset(folder(tmp_path / "data", [], MSD))
+    with pytest.raises(InputError, match="not in"):
+        choose_split(dataset, path, None, 0, 0.2)
 
 
 def test_four_digits_of_a_case_are_no_channel(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dcamt.config import Plan
 from dcamt.data.dataset import Case, check_label_values
+from dcamt.data.formats import parts_of
 from dcamt.data.space import label_to_network, to_network
 from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
 from dcamt.errors import InputError
@@ -86,8 +87,7 @@ def _prepare(case: Case, plan: Plan) -> Prepared:
 
 def _key(plan: Plan, files: Sequence[Path]) -> str:
     try:
-        # A folder of DICOM slices is what is in it: its own date knows nothing of a changed slice.
-        parts = [p for f in files for p in ((f, *sorted(f.iterdir())) if f.is_dir() else (f,))]
+        parts = [part for file in files for part in parts_of(file)]
         stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None

@@ -38,9 +38,26 @@ FORMATS = {
 """By ending. A folder of DICOM slices is the one format without an ending: see dicom.py."""
 
 
+DETACHED = (".nhdr", ".mhd")
+"""Headers whose data are in a file beside them."""
+
+
 def ending_of(name: str) -> str | None:
     """The ending of a file name, in small letters, that FORMATS lists; None if it has none."""
     return next((ending for ending in FORMATS if name.lower().endswith(ending)), None)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files a volume consists of, by which a change of it is told.
+
+    Slices of a DICOM folder, and what bears the name of a detached header beside it.
+    """
+    if path.is_dir():
+        return [path, *sorted(path.iterdir())]
+    if ending_of(path.name) in DETACHED:
+        stem = file_stem(path.name)
+        return sorted(p for p in path.parent.iterdir() if p.name.startswith(f"{stem}."))
+    return [path]
 
 
 def file_stem(name: str) -> str | None:
