@@ -121,6 +121,8 @@ def predict(
         raise InputError(f"format {format!r} is unknown; choose {', '.join(OUTPUT_FORMATS)}")
     extras = Extras(probabilities, uncertainty, largest_component, dicom_seg)
     scans = find_scans(Path(input), len(plan.channels))
+    if series is not None and not any(scan.images[0].is_dir() for scan in scans):
+        raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
     if dicom_seg:
         check_sources(scan.images[0] for scan in scans)
     _refuse_links(Path(out), extras)

@@ -419,6 +419,16 @@ def test_bad_file(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_what_memory_cannot_hold_is_refused(tmp_path: Path, monkeypatch, ending: str) -> None:
+    """Zeros that truly unpack to more than the machine has."""
+    zeros = np.zeros((50, 40, 30), np.float32)
+    write_volume(tmp_path / f"a.{ending}", zeros, np.eye(4))
+    monkeypatch.setattr("dcamt.data.formats.guard._memory", lambda: 60_000 * 12 - 1)
+    with pytest.raises(InputError, match="needs 720000 bytes of memory, but this machine has"):
+        read_image([tmp_path / f"a.{ending}"])
+
+
 @pytest.mark.parametrize(
     "ending", [ending for ending in FORMATS if ending not in (".nhdr", ".mhd")]
 )

@@ -195,6 +195,9 @@ def test_dicom_segmentation_needs_dicom(cli, tiny_run, tmp_path, write_series) -
     result = cli("predict", tiny_run, tmp_path / "a.nrrd", "--out", tmp_path / "out", "--dicom-seg")
     assert result[0] == 2
     assert "a.nrrd: is no folder of DICOM slices" in result[2]
+    result = cli("predict", tiny_run, tmp_path / "a.nrrd", "--out", tmp_path / "out", "--series", 1)
+    assert result[0] == 2
+    assert "leave out --series" in result[2]
     assert not (tmp_path / "out").exists()
 
     folder = write_series(tmp_path / "scan", scan(), AFFINE)

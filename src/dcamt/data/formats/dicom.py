@@ -6,6 +6,7 @@ are, and compressed ones decoded by SimpleITK in a process of its own.
 """
 
 import logging
+import math
 import subprocess
 import sys
 import warnings
@@ -27,6 +28,8 @@ OTHER_ENDINGS = (".txt", ".json", ".xml", ".csv", ".pdf", ".html", ".md", ".jpg"
 """Files that may lie beside the slices; every other file must be DICOM."""
 UNEVEN = 0.1
 """Part of the slice distance by which a slice may lie off its place: headers are rounded."""
+COMPRESSION_LIMIT = 1 << 14
+"""Bytes that one byte of a file can expand to: a slice of nothing is a few hundred in JPEG 2000."""
 ALIKE = 1e-3
 """Difference of two direction cosines that is rounding."""
 MODALITIES = ("CT", "MR", "PT", "NM", "US", "XA", "RF", "CR", "DX", "MG", "OT")
@@ -87,12 +90,10 @@ def read(folder: Path, series: int | None = None) -> tuple[Array, Array]:
     with reading(folder, KIND):
         slices = sorted_slices(folder, series)
         shape = (slices[0].columns, slices[0].rows, len(slices))
-        # Compressed pixels may be any smaller than the image; the memory limits those.
         raw = not any(one.compressed for one in slices)
-        claimed = shape[0] * shape[1] * shape[2] * slices[0].stored.itemsize
         stored = sum(file_size(one.path) for one in slices)
-        check_claim(folder, claimed, stored if raw else claimed)
-        check_claim(folder, 4 * claimed, 4 * claimed)
+        ratio = 1 if raw else COMPRESSION_LIMIT
+        check_claim(folder, math.prod(shape), slices[0].stored.itemsize, stored, ratio)
         array = np.empty(shape, np.float32)
         if raw:
             for index, one in enumerate(slices):
@@ -126,8 +127,8 @@ def sorted_slices(folder: Path, series: int | None = None) -> list[Slice]:
     if series is None and len(keys) > 1:
         listed = "; ".join(f"{i}) {_describe(found[key])}" for i, key in enumerate(keys, 1))
         raise InputError(
-            f"{folder}: holds {len(keys)} series: {listed}; name one with --series, or keep each "
-            "in a folder of its own"
+            f"{folder}: holds {len(keys)} series: {listed}; name one to predict with --series, or "
+            "keep each in a folder of its own"
         )
     if series is not None and not 1 <= series <= len(keys):
         raise InputError(f"{folder}: has no series {series}; the series are 1 to {len(keys)}")

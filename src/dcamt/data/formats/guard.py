@@ -21,6 +21,8 @@ DEFLATE_LIMIT = 1032
 """Bytes that one byte of a deflate stream (gzip, zlib, HDF5) can expand to, at most."""
 HEADER_LIMIT = 1 << 16
 """Bytes within which a text header must end."""
+WORKING_BYTES = 12
+"""Memory that one voxel takes while it is read: as stored, as float32 and as a copy of that."""
 _PIECE = 1 << 16
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,28 +63,22 @@ def file_size(path: Path) -> int:
 
 def contents(path: Path) -> bytes:
     """The bytes of a regular file that fits into memory."""
-    size = file_size(path)
-    check_claim(path, size, size)
+    _check_memory(path, file_size(path))
     return path.read_bytes()
 
 
-def check_claim(path: Path, claimed: int, stored: int, ratio: int = 1) -> None:
-    """InputError if ``stored`` bytes, each expanding to ``ratio`` at most, cannot hold the claim.
+def check_claim(path: Path, voxels: int, itemsize: int, stored: int, ratio: int = 1) -> None:
+    """InputError if ``stored`` bytes, each expanding to ``ratio`` at most, cannot hold the voxels.
 
-    ``claimed``: bytes that the header promises. More than the machine's memory is refused as well,
-    for a small compressed file may truly hold it.
+    More than fits into the machine's memory is refused as well, for a small compressed file may
+    truly hold it.
     """
-    if claimed > stored * ratio:
+    if voxels * itemsize > stored * ratio:
         raise InputError(
-            f"{path}: the header promises {claimed} bytes, but the file has {stored}; it is "
-            "truncated, so copy or export it again"
+            f"{path}: the header promises {voxels * itemsize} bytes, but the file has {stored}; it "
+            "is truncated, so copy or export it again"
         )
-    memory = _memory()
-    if memory is not None and claimed > memory:
-        raise InputError(
-            f"{path}: holds {claimed} bytes of voxels, more than the {memory} bytes of memory of "
-            "this machine; crop or resample it"
-        )
+    _check_memory(path, voxels * max(itemsize, WORKING_BYTES))
 
 
 def inflate(path: Path, data: bytes, size: int) -> bytes:
@@ -136,6 +132,15 @@ def check_axes(path: Path, affine: Array) -> None:
         raise InputError(
             f"{path}: the header gives no usable geometry (a voxel spacing of 0, or axes that "
             "coincide); convert the volume again from its source"
+        )
+
+
+def _check_memory(path: Path, needed: int) -> None:
+    memory = _memory()
+    if memory is not None and needed > memory:
+        raise InputError(
+            f"{path}: needs {needed} bytes of memory, but this machine has {memory}; crop or "
+            "resample it"
         )
 
 

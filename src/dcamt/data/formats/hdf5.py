@@ -99,4 +99,4 @@ def _check_storage(data: h5py.Dataset, size: int, path: Path) -> None:
         raise InputError(f"{path}: is compressed by a plug-in; store it with gzip or uncompressed")
     stored = min(int(data.id.get_storage_size()), size)
     largest = max(math.prod(data.shape), math.prod(data.chunks or (0,)))
-    check_claim(path, largest * data.dtype.itemsize, stored, DEFLATE_LIMIT if used else 1)
+    check_claim(path, largest, data.dtype.itemsize, stored, DEFLATE_LIMIT if used else 1)

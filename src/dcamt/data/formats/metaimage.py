@@ -150,17 +150,17 @@ def _values(
     wanted = count * stored.itemsize
     skip = int(fields.get("HeaderSize", "0"))
     if not _true(fields.get("BinaryData", "False")):
-        check_claim(path, 2 * count - 1, len(data))  # a digit and a space each
+        check_claim(path, count, 2, len(data) + 1)  # a digit and a space each
         return np.array(data.decode("ascii").split(), dtype=stored).reshape(count)
     if _true(fields.get("CompressedData", "False")):
-        check_claim(path, wanted, len(data), DEFLATE_LIMIT)
+        check_claim(path, count, stored.itemsize, len(data), DEFLATE_LIMIT)
         size = int(fields.get("CompressedDataSize", len(data)))
         if not 0 < size <= len(data):
             raise ValueError("CompressedDataSize")
         return np.frombuffer(inflate(path, data[:size], wanted), stored, count)
     if skip < -1:
         raise ValueError("HeaderSize")
-    check_claim(path, wanted + max(skip, 0), len(data))
+    check_claim(path, count, stored.itemsize, len(data) - max(skip, 0))
     data = data[-wanted:] if skip == -1 else data[skip : skip + wanted]
     return np.frombuffer(data, stored, count)
 

@@ -43,12 +43,13 @@ def read(path: Path, dtype: Any) -> tuple[Array, Array]:
         raise InputError(
             f"{path}: a volume needs three axes, but this has shape {shape}; stack the slices first"
         )
-    claimed = offset + math.prod(shape) * stored.itemsize
-    check_claim(path, claimed, size, DEFLATE_LIMIT if packed else 1)
+    voxels = math.prod(shape)
+    ratio = DEFLATE_LIMIT if packed else 1
+    check_claim(path, voxels, stored.itemsize, size - offset // ratio, ratio)
     affine = _affine(image, path)
     with reading(path, KIND), np.errstate(over="ignore", invalid="ignore"):
         if packed:  # to its end, because only there is the checksum that tells damage
-            content = inflate(path, contents(path), claimed)
+            content = inflate(path, contents(path), offset + voxels * stored.itemsize)
             image = type(image).from_stream(io.BytesIO(content))
         return np.asarray(image.dataobj, dtype=dtype), affine
 

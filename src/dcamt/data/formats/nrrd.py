@@ -185,14 +185,14 @@ def _values(
     if int(fields.get("line skip", fields.get("lineskip", "0"))) or skip < -1:
         raise InputError(f"{path}: skips lines before its data; save it as one .nrrd")
     if encoding == "raw":
-        check_claim(path, wanted + max(skip, 0), len(data))
+        check_claim(path, count, stored.itemsize, len(data) - max(skip, 0))
         data = data[-wanted:] if skip == -1 else data[skip : skip + wanted]
     elif encoding in ("gzip", "gz"):
         skip = max(skip, 0)
-        check_claim(path, wanted + skip, len(data), DEFLATE_LIMIT)
+        check_claim(path, count, stored.itemsize, len(data) - skip // DEFLATE_LIMIT, DEFLATE_LIMIT)
         data = inflate(path, data, wanted + skip)[skip:]
     elif encoding in ("ascii", "text", "txt"):
-        check_claim(path, 2 * count - 1, len(data))  # a digit and a space each
+        check_claim(path, count, 2, len(data) + 1)  # a digit and a space each
         array = np.array(data.decode("ascii").split(), dtype=stored)
         return array.reshape(sizes, order="F")
     else:
