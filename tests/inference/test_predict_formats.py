@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 from scipy.spatial.transform import Rotation
 
 from dcamt import api
-from dcamt.data.formats.dicom_seg import PATIENT_AND_STUDY
+from dcamt.data.formats.dicom_seg import PATIENT_AND_STUDY, write_segmentation
 from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import InputError
 
@@ -188,6 +188,26 @@ def test_dicom_segmentation_takes_only_what_is_required(
         if name not in PATIENT_AND_STUDY:
             assert value.encode() not in content, name
     assert b"privatefreetext" not in content
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [("ISO_IR 144", "Щукин^Яна"), ("ISO_IR 100", "Müller^Änne"), ("ISO_IR 192", "MUSTERMANN")],
+)
+def test_names_in_any_letters_are_kept_and_not_spoken_of(
+    tmp_path, write_series, recwarn, capfd, charset, name
+) -> None:
+    folder = write_series(
+        tmp_path / "scan", scan(), AFFINE, SpecificCharacterSet=charset, PatientName=name
+    )
+    write_segmentation(
+        tmp_path / "a.dcm", (scan() > 480).astype(np.uint8), ("background", "Vorhöfe"), folder
+    )
+    seg = pydicom.dcmread(tmp_path / "a.dcm")
+    assert seg.PatientName == name
+    assert seg.SegmentSequence[0].SegmentLabel == "Vorhöfe"
+    assert not [warning for warning in recwarn if "highdicom" in warning.filename]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_dicom_segmentation_needs_dicom(cli, tiny_run, tmp_path, write_series) -> None:

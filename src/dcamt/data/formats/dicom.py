@@ -34,11 +34,11 @@ ALIKE = 1e-3
 """Difference of two direction cosines that is rounding."""
 MODALITIES = ("CT", "MR", "PT", "NM", "US", "XA", "RF", "CR", "DX", "MG", "OT")
 """Named in messages; anything else could be free text."""
+REQUIRED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 ELEMENTS = (
-    "SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames", "Rows", "Columns",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SamplesPerPixel",
-    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope",
-    "RescaleIntercept",
+    *REQUIRED, "SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames",
+    "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
 )  # fmt: skip
 
 # It quotes the values that it finds odd.
@@ -154,12 +154,13 @@ def _header(path: Path) -> Slice | None:
         file_size(path)
         head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(ELEMENTS))
         # By its class, for a header that is cut short lacks its rows as well.
-        if not head.file_meta.MediaStorageSOPClassUID.name.endswith("Image Storage"):
+        kind = head.file_meta.get("MediaStorageSOPClassUID") or head.SOPClassUID
+        if not kind.name.endswith("Image Storage"):
             return NOT_AN_IMAGE
         if int(head.get("NumberOfFrames") or 1) > 1:
             return None
         syntax = head.file_meta.TransferSyntaxUID
-        missing = [name for name in ELEMENTS[6:9] if not head.get(name)]
+        missing = [name for name in REQUIRED if not head.get(name)]
         if missing:
             raise InputError(
                 f"{path}: the header lacks {', '.join(missing)}, so the slice has no place in "
@@ -175,7 +176,7 @@ def _header(path: Path) -> Slice | None:
         if allocated not in (8, 16, 32) or not 0 < kept <= highest + 1 <= allocated:
             raise ValueError("bits")
         order = ">" if syntax == ExplicitVRBigEndian else "<"
-        kind = "i" if int(head.PixelRepresentation) else "u"
+        sign = "i" if int(head.PixelRepresentation) else "u"
         modality = str(head.get("Modality", ""))
         along_rows, along_columns = (float(mm) for mm in head.PixelSpacing)
         one = Slice(
@@ -187,7 +188,7 @@ def _header(path: Path) -> Slice | None:
             position=np.array([float(mm) for mm in head.ImagePositionPatient]),
             directions=np.array([float(c) for c in head.ImageOrientationPatient]).reshape(2, 3),
             spacing=(along_columns, along_rows),
-            stored=np.dtype(f"{order}{kind}{allocated // 8}"),
+            stored=np.dtype(f"{order}{sign}{allocated // 8}"),
             bits=(kept, highest),
             rescale=(
                 float(head.get("RescaleSlope") or 1),

@@ -5,6 +5,7 @@ reference share (the elements below), and nothing else: no description, comment,
 or private element.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -76,7 +77,10 @@ def write_segmentation(
         for number, name in enumerate(classes)
         if number > 0
     ]
-    with reading(folder, "a DICOM series that a segmentation can refer to"):
+    with (
+        reading(folder, "a DICOM series that a segmentation can refer to"),
+        warnings.catch_warnings(action="ignore"),  # they quote the patient's name
+    ):
         sources = [_source(one) for one in sorted_slices(folder, series)]
         result = hd.seg.Segmentation(
             source_images=sources,
@@ -102,6 +106,9 @@ def _source(one: Slice) -> pydicom.Dataset:
     head = pydicom.dcmread(
         one.path, stop_before_pixels=True, specific_tags=[*PATIENT_AND_STUDY, *PLACE]
     )
+    # In UTF-8, which has the letters of the classes' names as well.
+    head.decode()
+    head.SpecificCharacterSet = "ISO_IR 192"
     for name in PATIENT_AND_STUDY:
         if name not in head:
             setattr(head, name, None)
