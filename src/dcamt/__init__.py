@@ -25,6 +25,7 @@ __all__ = [
     "export",
     "inspect",
     "predict",
+    "prepare",
     "report",
     "train",
 ]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dcamt.config import Plan
 from dcamt.data.dataset import Case, check_label_values
+from dcamt.data.formats import parts_of
 from dcamt.data.space import label_to_network, to_network
 from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
 from dcamt.errors import InputError
@@ -86,7 +87,8 @@ def _prepare(case: Case, plan: Plan) -> Prepared:
 
 def _key(plan: Plan, files: Sequence[Path]) -> str:
     try:
-        stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        parts = [part for file in files for part in parts_of(file)]
+        stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
     # The patch is cut later, so it does not decide what a prepared volume holds.
