@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
 from dcamt.data.dataset import find_classes, read_dataset
@@ -71,6 +71,10 @@ def train_run(
         if kind.endswith(InputError.__name__):
             raise InputError(message) from None
         raise
+    except ProcessExitedException:
+        raise InputError(
+            f"{out}: one of the training processes died; continue with --resume"
+        ) from None
     if split.val:
         _segment_validation(out, split, fabric.device)
     write_report(out)
