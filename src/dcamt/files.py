@@ -110,7 +110,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+        raise InputError(f"{path}: is not plain text (UTF-8); save it as such") from None
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:

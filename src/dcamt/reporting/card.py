@@ -42,7 +42,7 @@ def model_card(folders: Sequence[Path]) -> str:
     # Every method's file begins with one line that says what it is.
     summary = (sys.modules[type(method).__module__].__doc__ or "").splitlines()[0]
     about = _description(config.dataset)
-    seeds = sorted(int(run.config["seed"]) for run in runs)
+    seeds = sorted(load_config(run.folder / "config.yaml").seed for run in runs)
     parts = [
         f"# Model card: {config.method.name} on {about['name']}",
         f"{summary} It outlines {_listed(plan.classes[1:])} in 3D scans of "
