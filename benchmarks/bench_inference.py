@@ -2,15 +2,16 @@
 
     python benchmarks/bench_inference.py                          # 5 minutes on 2 cores
     python benchmarks/bench_inference.py --data IMAGES_AND_LABELS # metrics on a real label
-    python benchmarks/bench_inference.py --run RUN --data DATASET --cases 4
+    python benchmarks/bench_inference.py --run RUN --data DATASET --cases 8
 
 Every ratio is the median of paired runs, the two sides one after the other, with the smallest and
-the largest. With --run it measures instead what the default overlap costs in Dice against the
-literature's stride, with that run's weights on labelled cases of the data set.
+the largest. With --run it measures instead what an overlap costs in Dice against the literature's
+stride, with that run's weights on its validation cases.
 """
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
 import subprocess
@@ -49,8 +50,8 @@ LEFT_ATRIUM = (192, 142, 88)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="data set folder with labels")
-    parser.add_argument("--run", type=Path, help="run folder: measure Dice at both strides")
-    parser.add_argument("--cases", type=int, default=4, help="cases for --run")
+    parser.add_argument("--run", type=Path, help="run folder: measure Dice by overlap")
+    parser.add_argument("--cases", type=int, default=8, help="validation cases for --run")
     parser.add_argument("--pairs", type=int, default=3, help="paired runs per sliding window")
     parser.add_argument("--patch", type=int, nargs=3, default=PATCH, help="voxels")
     parser.add_argument("--width", type=int, default=16, help="V-Net width")
@@ -58,7 +59,7 @@ def main() -> None:
     if options.run:
         if options.data is None:
             parser.error("--run needs --data")
-        dice_of_both_strides(options.run, options.data, options.cases)
+        dice_by_overlap(options.run, options.data, options.cases)
         return
     print(f"{torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}\n", flush=True)
     print("| what | goal | ratio (min-max) | largest difference |")
@@ -224,8 +225,8 @@ def start_up() -> None:
     print(f"| `dcamt --help` | < 0.5 s | {wall:.2f} s, {work:.2f} s of processor | |", flush=True)
 
 
-def dice_of_both_strides(run: Path, data: Path, cases: int) -> None:
-    """Mean Dice and time of a trained run on labelled cases, by overlap and by stride.
+def dice_by_overlap(run: Path, data: Path, cases: int) -> None:
+    """Mean Dice and processor time of a trained run on its validation cases, by overlap.
 
     The stride is the literature's share of the patch, so 18x18x4 for 112x112x80 voxels.
     """
@@ -235,33 +236,39 @@ def dice_of_both_strides(run: Path, data: Path, cases: int) -> None:
     predictor = make_predictor(method, plan, CPU)
     shares = [step / n for step, n in zip(STRIDE, PATCH, strict=True)]
     x, y, z = (max(1, round(n * share)) for n, share in zip(plan.patch, shares, strict=True))
-    settings = {
-        "overlap 0.5": config.predict.model_copy(update={"overlap": 0.5, "stride": None}),
-        f"stride {x}x{y}x{z}": PredictConfig(stride=(x, y, z), weighting="constant"),
-    }
-    labelled = [case for case in read_dataset(data).cases if case.label is not None][-cases:]
+    settings = {f"stride {x}x{y}x{z}": PredictConfig(stride=(x, y, z), weighting="constant")}
+    settings |= {f"overlap {share}": PredictConfig(overlap=share) for share in (0.25, 0.5, 0.75)}
+    names = json.loads((run / "split.json").read_text(encoding="utf-8"))["val"][:cases]
+    dataset = read_dataset(data)
     scores: dict[str, list[float]] = {name: [] for name in settings}
     seconds = dict.fromkeys(settings, 0.0)
-    for case in labelled:
+    for case in map(dataset.case, names):
+        assert case.label is not None
         array, placement = to_network(read_image(case.images), plan)
         label = read_label(case.label).array
         for name, chosen in settings.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             found = branch_probabilities(
-                predictor, torch.from_numpy(array), plan.patch, len(plan.classes), chosen
+                predictor,
+                torch.from_numpy(array),
+                plan.patch,
+                len(plan.classes),
+                chosen,
+                mean=True,
             )
-            seconds[name] += time.perf_counter() - begin
-            guess = restored_probabilities(found.mean(0), placement).argmax(0)
+            seconds[name] += time.process_time() - begin
+            guess = restored_probabilities(found[0], placement).argmax(0)
             for k in range(1, len(plan.classes)):
                 both = np.count_nonzero((guess == k) & (label == k))
                 either = np.count_nonzero(guess == k) + np.count_nonzero(label == k)
                 scores[name].append(200 * both / either if either else 100.0)
+    print(f"{len(names)} validation cases, patch {plan.patch}, {config.method.name}\n")
+    print("| windows | Dice (%) | difference | times faster |\n|---|---|---|---|")
     means = {name: statistics.fmean(values) for name, values in scores.items()}
-    (ours, literature), (fast, slow) = means.values(), seconds.values()
-    print(f"{len(labelled)} cases of {data.name}, patch {plan.patch}, {config.method.name}")
+    literature = next(iter(means))
     for name, mean in means.items():
-        print(f"{name}: Dice {mean:.2f} %")
-    print(f"difference {ours - literature:+.3f} points (goal: within 0.1), {slow / fast:.1f} times")
+        difference, faster = mean - means[literature], seconds[literature] / seconds[name]
+        print(f"| {name} | {mean:.2f} | {difference:+.2f} | {faster:.1f} |")
 
 
 if __name__ == "__main__":

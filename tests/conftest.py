@@ -1,10 +1,16 @@
 """Fixtures shared by all tests."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: the tensors are tiny
 
@@ -20,6 +26,99 @@ TINY = (
     "method.heads=1",
     "method.head_size=4",
 )
+
+
+PRIVATE = {
+    "PatientName": "Quixwold^Zephyrine",
+    "PatientID": "PID-771239",
+    "PatientBirthDate": "19230405",
+    "StudyDate": "20170608",
+    "StudyTime": "112233.445",
+    "StudyID": "STID-4455",
+    "AccessionNumber": "ACC-998877",
+    "ReferringPhysicianName": "Refertius^Marvolo",
+    "SeriesDescription": "seriesfreetext Quixwold",
+    "StudyDescription": "studyfreetext Quixwold",
+    "PatientComments": "commentfreetext",
+    "InstitutionName": "Hospitalia Nowhere",
+    "SeriesDate": "20170609",
+    "ContentDate": "20170610",
+    "OperatorsName": "Operatrix^Ada",
+    "DeviceSerialNumber": "DEVSERIAL-31415",
+    "ImageComments": "imagefreetext",
+}
+"""Elements of a header by which a patient could be known."""
+
+Command = Callable[..., tuple[Any, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """``cli("train", ...)`` runs the command: exit code, standard output, standard error."""
+    from dcamt.cli import main  # noqa: PLC0415
+
+    def run(*args: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dcamt", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        code = left.value.code
+        return 0 if code is None else code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def private() -> dict[str, str]:
+    """What write_series puts into every header, by element."""
+    return dict(PRIVATE)
+
+
+@pytest.fixture(scope="session")
+def write_series() -> Callable[..., Path]:
+    """``write_series(folder, array, affine, **elements)`` writes (X, Y, Z) as DICOM slices.
+
+    The third axis of the affine (voxel -> RAS+ mm) runs along the normal of the first two. Slices
+    are named against their order, and their headers name a patient.
+    """
+
+    def write(folder: Path, array: Any, affine: Any, **elements: Any) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        cosines = (lps[:3, :2] / spacing[:2]).T.ravel()
+        study = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+        study["FrameOfReferenceUID"] = generate_uid()
+        series = elements.get("SeriesNumber", 1)
+        for k in range(array.shape[2]):
+            head = Dataset()
+            head.file_meta = FileMetaDataset()
+            head.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            head.file_meta.MediaStorageSOPClassUID = head.SOPClassUID = MRImageStorage
+            head.SOPInstanceUID = head.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+            position = (lps @ [0, 0, k, 1])[:3]
+            values: dict[str, Any] = {
+                **PRIVATE, **study, "Modality": "MR", "PatientSex": "O", "InstanceNumber": k + 1,
+                "SeriesNumber": 1, "Rows": array.shape[1], "Columns": array.shape[0],
+                "ImagePositionPatient": [f"{v:.10g}"[:16] for v in position],
+                "ImageOrientationPatient": [f"{v:.10f}" for v in cosines],
+                "PixelSpacing": [f"{spacing[1]:.10g}", f"{spacing[0]:.10g}"],
+                "SliceThickness": f"{spacing[2]:.10g}", "PositionReferenceIndicator": "",
+                "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+                "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
+            }  # fmt: skip
+            for name, value in {**values, **elements}.items():
+                setattr(head, name, value)
+            block = head.private_block(0x0011, "dcamt test", create=True)
+            block.add_new(1, "LO", "privatefreetext")
+            pixels = np.asarray(array[:, :, k]).T
+            head.PixelData = pixels.astype("<i2" if head.PixelRepresentation else "<u2").tobytes()
+            name = f"{series}-{array.shape[2] - k:03d}.dcm"
+            pydicom.dcmwrite(folder / name, head, enforce_file_format=True)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

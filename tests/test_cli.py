@@ -13,29 +13,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dcamt.cli import main
 from dcamt.config import load_config
 from dcamt.data.volume import write_volume
 from dcamt.evaluation.evaluate import evaluate
 
 SIZE = (16, 16, 16)
 SPLITS = {"labeled": ["c0", "c1"], "unlabeled": ["c2", "c3"], "val": ["c4"]}
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """``cli("train", ...)`` runs the command: exit code, standard output, standard error."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["dcamt", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capsys.readouterr()
-        code = left.value.code
-        return 0 if code is None else code, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -292,7 +275,7 @@ def test_scans_that_cannot_be_segmented(cli, tiny_run, tmp_path, what):
     elif what == "2D":
         nib.save(nib.Nifti1Image(np.ones((9, 9), np.float32), np.eye(4)), path)
     elif what == "other ending":
-        (folder / "a.nrrd").write_text("NRRD0004")
+        (folder / "a.png").write_text("not a volume")
     result = cli("predict", tiny_run, folder, "--out", tmp_path / "out", "--quiet")
     assert_refused(result, folder)
     assert not (tmp_path / "out").exists()
@@ -397,7 +380,7 @@ def test_help_loads_nothing_heavy():
         "import sys\n"
         "from dcamt.cli import main\n"
         "for command in ([], ['train'], ['predict'], ['evaluate'], ['inspect'], ['cost'],\n"
-        "        ['compare'], ['ablate']):\n"
+        "        ['compare'], ['ablate'], ['prepare']):\n"
         "    sys.argv = ['dcamt', *command, '--help']\n"
         "    try: main()\n"
         "    except SystemExit as left: assert not left.code\n"
@@ -405,9 +388,10 @@ def test_help_loads_nothing_heavy():
     )
     text, modules = loaded.rsplit("LOADED", 1)
     for command in ("demo", "inspect", "train", "predict", "evaluate", "report", "cost", "compare",
-                    "ablate"):  # fmt: skip
+                    "ablate", "prepare"):  # fmt: skip
         assert command in text
     heavy = {"torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "matplotlib"}
+    heavy |= {"h5py", "pydicom", "highdicom"}
     assert not heavy & set(modules.split())
 
 

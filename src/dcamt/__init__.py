@@ -22,8 +22,10 @@ __all__ = [
     "compare",
     "cost",
     "evaluate",
+    "export",
     "inspect",
     "predict",
+    "prepare",
     "report",
     "train",
 ]

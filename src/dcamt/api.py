@@ -11,24 +11,40 @@ from dcamt.comparison import Design, ablation_rows, parse_rows
 from dcamt.comparison import compare as _compare
 from dcamt.complexity import method_cost as cost
 from dcamt.config import Config, PredictConfig, load_config, validated
+from dcamt.data.benchmarks import prepare_benchmark
 from dcamt.data.dataset import find_scans
+from dcamt.data.formats.dicom_seg import check_sources
 from dcamt.data.inspect import inspect
 from dcamt.engine.train import make_fabric
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.experiment import load_run, train_run
-from dcamt.inference.predict import Extras, predict_case
+from dcamt.export import export_run
+from dcamt.inference.predict import DICOM_SEG, Extras, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import kept_memory
 from dcamt.reporting.card import model_card as card
 from dcamt.reporting.report import write_report as report
 
-__all__ = ["ablate", "card", "compare", "cost", "evaluate", "inspect", "predict", "report", "train"]
+__all__ = [
+    "ablate",
+    "card",
+    "compare",
+    "cost",
+    "evaluate",
+    "export",
+    "inspect",
+    "predict",
+    "prepare",
+    "report",
+    "train",
+]
 
 PathLike = str | Path
 Count = int | Literal["all"]
+OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 
 
 def train(
@@ -73,6 +89,9 @@ def predict(
     probabilities: bool = False,
     uncertainty: bool = False,
     largest_component: bool = False,
+    dicom_seg: bool = False,
+    series: int | None = None,
+    format: str = "nii.gz",
     overlap: float | None = None,
     stride: Sequence[int] | None = None,
     weighting: Literal["gaussian", "constant"] | str | None = None,
@@ -83,7 +102,10 @@ def predict(
 ) -> list[Path]:
     """Segment a scan, a folder of scans or a data set; returns the files ``out``/CASE.nii.gz.
 
-    Outputs are uint8 with the size, affine and spacing of the scan. ``overlap`` (fraction),
+    Scans may have any of the formats in docs/data.md. Outputs are uint8 with the size, affine and
+    spacing of the scan, in the ``format`` nii.gz, nrrd, mha or h5. ``dicom_seg`` adds a DICOM
+    Segmentation to each scan that is a folder of DICOM slices; ``series`` (from 1) chooses where
+    such a folder holds several. ``overlap`` (fraction),
     ``stride`` (voxels along each axis, in its place) and ``weighting`` of the windows are the run's
     unless given. Raises InputError if an output exists already; with ``resume`` such cases are
     skipped.
@@ -99,9 +121,20 @@ def predict(
     settings = validated(PredictConfig, values, "predict")
     window_overlap(plan.patch, settings)  # refuses a stride that skips voxels
     config = config.model_copy(update={"predict": settings})
+    if format not in OUTPUT_FORMATS:
+        raise InputError(f"format {format!r} is unknown; choose {', '.join(OUTPUT_FORMATS)}")
+    extras = Extras(probabilities, uncertainty, largest_component, dicom_seg)
     scans = find_scans(Path(input), len(plan.channels))
-    outputs = {scan.name: Path(out) / f"{scan.name}.nii.gz" for scan in scans}
+    if series is not None and not any(scan.images[0].is_dir() for scan in scans):
+        raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
+    if dicom_seg:
+        check_sources(scan.images[0] for scan in scans)
+    _refuse_links(Path(out), extras)
+    outputs = {scan.name: Path(out) / f"{scan.name}.{format}" for scan in scans}
     existing = [path for path in outputs.values() if path.exists()]
+    if dicom_seg and not resume:
+        more = (Path(out) / DICOM_SEG / f"{name}.dcm" for name in outputs)
+        existing += [path for path in more if path.exists()]
     if existing and not resume:
         raise InputError(
             f"{existing[0]}: exists already ({len(existing)} in all); choose another --out, or "
@@ -110,12 +143,11 @@ def predict(
     fabric = make_fabric(device, "32-true")
     predictor = make_predictor(method, plan, fabric.device, backend)
     console = Console(stderr=True, quiet=quiet)
-    extras = Extras(probabilities, uncertainty, largest_component)
     todo = [scan for scan in scans if not outputs[scan.name].exists()]
     begin = time.monotonic()
     with kept_memory():
         for done, scan in enumerate(todo, 1):
-            predict_case(predictor, config, scan.images, outputs[scan.name], extras)
+            predict_case(predictor, config, scan.images, outputs[scan.name], extras, series)
             seconds = (time.monotonic() - begin) / done
             console.print(
                 f"{done}/{len(todo)}  {scan.name}  {seconds:.1f} s a case  "
@@ -124,10 +156,19 @@ def predict(
     return list(outputs.values())
 
 
+def prepare(preset: str, source: PathLike, out: PathLike, *, quiet: bool = False) -> Path:
+    """Make the benchmark data set ``preset`` (la, pancreas-nih) in ``out`` and return it.
+
+    ``source`` is the data set as it is distributed. Crops follow the labels of all cases, as the
+    literature has it: for comparison with published figures only. See docs/data.md.
+    """
+    return prepare_benchmark(preset, Path(source), Path(out), quiet=quiet)
+
+
 def evaluate(
     predictions: PathLike, labels: PathLike, out: PathLike | None = None, *, unit: str = "mm"
 ) -> dict[str, Any]:
-    """Compare ``predictions`` (a folder of CASE.nii.gz) with ``labels``; see docs/metrics.md.
+    """Compare ``predictions`` (a folder of segmentations) with ``labels``; see docs/metrics.md.
 
     Returns the result and, if ``out`` is given, writes it there as JSON.
     """
@@ -135,6 +176,17 @@ def evaluate(
     if out is not None:
         write_json(result, Path(out))
     return result
+
+
+def export(
+    run: PathLike, out: PathLike, *, weights: str = "last", megabytes: float = 16
+) -> list[Path]:
+    """Write what ``predict`` needs of a run to ``out``; returns the weight files.
+
+    Weights are in half precision, in files of at most ``megabytes``; no path, case name or split
+    is carried over. Raises InputError if ``out`` holds anything.
+    """
+    return export_run(Path(run), Path(out), weights, megabytes)
 
 
 def compare(
@@ -195,6 +247,13 @@ def _resolve(config: PathLike | None, named: dict[str, Any], set: Iterable[str])
     """The configuration of a recipe, named options and ``key=value`` overrides."""
     overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
     return load_config(_path(config), [*overrides, *set])
+
+
+def _refuse_links(out: Path, extras: Extras) -> None:
+    """InputError if a folder to be written to leads out of ``out``."""
+    for name in extras.folders():
+        if (out / name).is_symlink():
+            raise InputError(f"{out / name}: is a link; remove it or choose another --out")
 
 
 def _path(value: PathLike | None) -> Path | None:

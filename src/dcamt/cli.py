@@ -47,6 +47,22 @@ class Backend(StrEnum):
     openvino = "openvino"
 
 
+class OutputFormat(StrEnum):
+    """Ending of the segmentations."""
+
+    nifti = "nii.gz"
+    nrrd = "nrrd"
+    mha = "mha"
+    h5 = "h5"
+
+
+class Preset(StrEnum):
+    """Benchmark data sets."""
+
+    la = "la"
+    pancreas_nih = "pancreas-nih"
+
+
 class Unit(StrEnum):
     """Unit of the distances."""
 
@@ -138,8 +154,10 @@ def train(
 @app.command()
 def predict(
     run: RunFolder,
-    input: Annotated[Path, typer.Argument(help="A scan, a folder of scans or a data set.")],
-    out: Annotated[Path, typer.Option(help="Folder for CASE.nii.gz.")],
+    input: Annotated[
+        Path, typer.Argument(help="A scan (file or DICOM folder), a folder of scans or a data set.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the segmentations.")],
     weights: Annotated[Weights, typer.Option(help="Last, or best on validation.")] = Weights.last,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also a map per class.")
@@ -150,6 +168,15 @@ def predict(
     largest_component: Annotated[
         bool, typer.Option("--largest-component", help="Keep one piece per class.")
     ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Also a DICOM Segmentation (scans in DICOM).")
+    ] = False,
+    series: Annotated[
+        int | None, typer.Option(help="Which one, from 1, if a DICOM folder holds several.")
+    ] = None,
+    format: Annotated[
+        OutputFormat, typer.Option(help="Of the segmentations and maps.")
+    ] = OutputFormat.nifti,
     overlap: Annotated[float | None, typer.Option(help="Window overlap, 0 to below 1.")] = None,
     stride: Annotated[
         tuple[int, int, int] | None, typer.Option(help="Window stride in voxels, not overlap.")
@@ -165,15 +192,29 @@ def predict(
 
     api.predict(
         run, input, out, weights=weights.value, probabilities=probabilities,
-        uncertainty=uncertainty, largest_component=largest_component, overlap=overlap,
+        uncertainty=uncertainty, largest_component=largest_component, dicom_seg=dicom_seg,
+        series=series, format=format.value, overlap=overlap,
         stride=stride, weighting=None if weighting is None else weighting.value,
         device=device.value, backend=backend.value, resume=resume, quiet=quiet,
     )  # fmt: skip
 
 
 @app.command()
+def prepare(
+    preset: Annotated[Preset, typer.Argument(help="Which benchmark.")],
+    source: Annotated[Path, typer.Argument(help="The data set as it is distributed.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the data set to make.")],
+    quiet: Quiet = False,
+) -> None:
+    """Make a published benchmark: cropped by the labels of all cases, never for your own data."""
+    from dcamt import api
+
+    api.prepare(preset.value, source, out, quiet=quiet)
+
+
+@app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of CASE.nii.gz.")],
+    predictions: Annotated[Path, typer.Argument(help="Folder of segmentations.")],
     labels: Annotated[Path, typer.Argument(help="Folder of labels, or a data set.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     unit: Annotated[Unit, typer.Option(help="Unit of 95HD and ASD.")] = Unit.mm,
@@ -206,6 +247,20 @@ def card(
     from dcamt.reporting.card import model_card
 
     typer.echo(model_card(runs), nl=False)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder to write; `predict` takes it like a run.")],
+    weights: Annotated[Weights, typer.Option(help="Last, or best on validation.")] = Weights.last,
+    megabytes: Annotated[float, typer.Option(help="Largest file.")] = 16,
+) -> None:
+    """Write half-precision weights in small files, configuration and model card, to hand on."""
+    from dcamt import api
+
+    for path in api.export(run, out, weights=weights.value, megabytes=megabytes):
+        typer.echo(path)
 
 
 @app.command()

@@ -58,10 +58,11 @@ class Normalization(Section):
     """How intensities of one channel become network input.
 
     ``zscore``: zero mean and unit variance over the volume. ``window``: clip to [low, high], then
-    subtract ``mean`` and divide by ``std``, all in the units of the image (HU for CT).
+    subtract ``mean`` and divide by ``std``, all in the units of the image (HU for CT). ``none``:
+    the file holds network input already.
     """
 
-    scheme: Literal["zscore", "window"] = "zscore"
+    scheme: Literal["zscore", "window", "none"] = "zscore"
     low: float | None = None
     high: float | None = None
     mean: float | None = None
@@ -80,7 +81,7 @@ class DataConfig(Section):
     val_fraction: Fraction = 0.2
     orientation: Orientation = "RAS"
     spacing: Triple | None = None
-    modality: Literal["mr", "ct"] | None = None
+    modality: Literal["mr", "ct", "normalized"] | None = None
     window: Window | None = None
     crop: bool = True
     patch: Patch | None = None

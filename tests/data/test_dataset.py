@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -106,6 +107,75 @@ def test_plain_with_channel_files(tmp_path: Path) -> None:
     assert case_table(dataset) == {"a": (["a_0000.nii.gz", "a_0001.nii.gz"], "a.nii.gz")}
 
 
+def test_files_of_every_format_and_folders_of_slices(tmp_path: Path) -> None:
+    files = ["images/a.nrrd", "images/b.mha", "images/c.h5", "images/d/IM1.dcm", "images/d/IM2.dcm"]
+    files += ["images/e.nhdr", "images/e.raw.gz", "images/f.mhd", "images/f.zraw", "images/g/x.txt"]
+    dataset = read_dataset(folder(tmp_path, [*files, "labels/a.mha", "labels/d.nii.gz"]))
+    assert case_table(dataset) == {
+        "a": (["a.nrrd"], "a.mha"),
+        "b": (["b.mha"], None),
+        "c": (["c.h5"], None),
+        "d": (["d"], "d.nii.gz"),
+        "e": (["e.nhdr"], None),
+        "f": (["f.mhd"], None),
+    }
+
+
+def test_nnunet_with_another_file_ending(tmp_path: Path) -> None:
+    images = [f"imagesTr/p_{i:04d}.nrrd" for i in (0, 1)]
+    description = NNUNET | {"file_ending": ".nrrd"}
+    dataset = read_dataset(folder(tmp_path, [*images, "labelsTr/p.nrrd"], description))
+    assert case_table(dataset) == {"p": (["p_0000.nrrd", "p_0001.nrrd"], "p.nrrd")}
+
+
+def literature(root: Path, case: str, **datasets: np.ndarray) -> None:
+    (root / case).mkdir(parents=True)
+    with h5py.File(root / case / "mri_norm2.h5", "w") as file:
+        for name, values in datasets.items():
+            file[name] = values
+
+
+VOXELS = np.ones((2, 3, 4), np.uint8)
+
+
+def test_the_literatures_layout(tmp_path: Path) -> None:
+    literature(tmp_path, "B", image=VOXELS, label=VOXELS)
+    literature(tmp_path, "A", image=VOXELS)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.list").write_text("A")
+    dataset = read_dataset(tmp_path)
+    assert case_table(dataset) == {
+        "A": (["mri_norm2.h5"], None),
+        "B": (["mri_norm2.h5"], "mri_norm2.h5"),
+    }
+    assert dataset.channels == ("image",)
+    (tmp_path / "C").mkdir()
+    (tmp_path / "C" / "mri_norm2.h5").write_bytes(b"hello")
+    with pytest.raises(InputError, match=r"C/mri_norm2\.h5: cannot be read"):
+        read_dataset(tmp_path)
+
+
+def test_real_data_of_the_literature(real_data: Path) -> None:
+    root = real_data / "left_atrium_h5"
+    if not root.is_dir():
+        pytest.skip("left_atrium_h5 is absent from the real volumes")
+    dataset = read_dataset(root)
+    assert len(dataset.cases) == 2
+    assert find_classes(dataset).classes == ("background", "class_1")
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/tmp/x", "a\nb", ".x"])
+def test_names_in_a_stranger_s_description_write_nowhere(tmp_path: Path, name: str) -> None:
+    """A data set's own lists cannot name what is not there, nor can its name become a path."""
+    root = folder(tmp_path / "data", [*IMAGE, "labelsTr/a.nii.gz"], MSD | {"name": name})
+    with pytest.raises(InputError, match="'name'"):
+        read_dataset(root)
+    path = splits(tmp_path, labeled=["a"], val=[name])
+    dataset = read_dataset(folder(tmp_path / "data", [], MSD))
+    with pytest.raises(InputError, match="not in"):
+        choose_split(dataset, path, None, 0, 0.2)
+
+
 def test_four_digits_of_a_case_are_no_channel(tmp_path: Path) -> None:
     files = [f"imagesTr/scan_{i:04d}.nii.gz" for i in range(3)]
     dataset = read_dataset(folder(tmp_path, [*files, "labelsTr/scan_0001.nii.gz"], MSD))
@@ -162,7 +232,9 @@ BAD_FOLDERS: dict[str, tuple[list[str], Any, str]] = {
     ),
     "same name twice": ([*IMAGE, "imagesTr/a.nii"], MSD, "has the same case name"),
     "same name in imagesUn": ([*IMAGE, "imagesUn/a.nii"], MSD, "in both imagesTr and imagesUn"),
-    "other format": (["images/a.nrrd"], None, r"a.nrrd: unsupported file ending"),
+    "other format": (["images/a.png"], None, r"a.png: unsupported file ending"),
+    "a single slice": (["images/a.dcm"], None, "a.dcm: a single slice is no scan"),
+    "case name twice": (["images/a.nrrd", "images/a.mha"], None, "has the same case name"),
     "name with a backslash": (["images/x\\a.nii"], None, "characters no case may have"),
     "name with a line break": (["images/a\nb.nii"], None, "characters no case may have"),
 }  # fmt: skip
@@ -203,7 +275,7 @@ BAD_DESCRIPTIONS: dict[str, tuple[Any, str]] = {
     ),
     "name that climbs": (MSD | {"name": "../../elsewhere"}, "without slashes"),
     "name that is no text": (MSD | {"name": 3}, "'name' is 3"),
-    "file ending": (NNUNET | {"file_ending": ".nrrd"}, "'file_ending' is '.nrrd'"),
+    "file ending": (NNUNET | {"file_ending": ".png"}, "'file_ending' is '.png'"),
 }
 
 
@@ -223,7 +295,7 @@ def test_broken_json(tmp_path: Path, content: bytes) -> None:
 
 
 def test_scan_returns_every_problem_and_the_usable_cases(tmp_path: Path) -> None:
-    files = [*IMAGE, "imagesTr/a.nii", "imagesTr/b.mha", "labelsTr/c.nii.gz"]
+    files = [*IMAGE, "imagesTr/a.nii", "imagesTr/b.tif", "labelsTr/c.nii.gz"]
     dataset, problems = scan_dataset(folder(tmp_path, files, MSD))
     assert [case.name for case in dataset.cases] == ["a"]
     assert len(problems) == 3

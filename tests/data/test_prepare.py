@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from dcamt.config import Normalization, Plan
 from dcamt.data import prepare as module
@@ -118,6 +119,21 @@ def test_a_changed_plan_never_meets_an_old_entry(case, changes):
     np.testing.assert_array_equal(old.image, before)
     expected, _ = to_network(read_image(case.images), plan_of(**changes))
     np.testing.assert_array_equal(new.image, expected)
+
+
+def test_a_changed_slice_or_data_file_is_prepared_anew(tmp_path, write_series):
+    values = np.random.default_rng(0).integers(0, 99, (10, 9, 8)).astype(np.int16)
+    series = write_series(tmp_path / "scan", values, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(tmp_path / "b.mhd"))
+    for path, part in ((series, series / "1-003.dcm"), (tmp_path / "b.mhd", tmp_path / "b.raw")):
+        case = Case("a", (path,), None)
+        before = prepare([case], plan_of())[0].image.copy()
+        stat = part.stat()
+        content = bytearray(part.read_bytes())
+        content[-2] ^= 7
+        part.write_bytes(content)
+        os.utime(part, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        assert not np.array_equal(prepare([case], plan_of())[0].image, before)
 
 
 def test_a_changed_image_is_prepared_anew(tmp_path):

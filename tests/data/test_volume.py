@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from dcamt.data.formats import file_stem
 from dcamt.data.volume import (
     Volume,
     check_channels,
     check_same_grid,
-    nifti_stem,
     read_image,
     read_label,
     write_volume,
@@ -124,15 +124,16 @@ def test_writing_twice_gives_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.nii.gz"
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha", "h5"])
+def test_full_disk_keeps_the_old_file(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
     write_volume(path, np.zeros((2, 2, 2), np.uint8), np.eye(4))
     old = path.read_bytes()
     array = np.random.default_rng(0).normal(size=(20, 20, 20))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with pytest.raises(InputError, match=r"a\.nii\.gz: cannot be written \(File too large\)"):
+        with pytest.raises(InputError, match=rf"a\.{ending}: cannot be written \(.*File too large"):
             write_volume(path, array, np.eye(4))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -142,8 +143,10 @@ def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_writing_elsewhere_is_refused(tmp_path: Path) -> None:
     array = np.zeros((2, 2, 2), np.uint8)
-    with pytest.raises(InputError, match=r"a\.mha: unsupported file ending"):
-        write_volume(tmp_path / "a.mha", array, np.eye(4))
+    with pytest.raises(InputError, match=r"a\.png: unsupported file ending"):
+        write_volume(tmp_path / "a.png", array, np.eye(4))
+    with pytest.raises(InputError, match=r"a\.mhd: this format is read only"):
+        write_volume(tmp_path / "a.mhd", array, np.eye(4))
     with pytest.raises(ValueError, match="three axes"):
         write_volume(tmp_path / "a.nii.gz", array[np.newaxis], np.eye(4))
 
@@ -249,11 +252,11 @@ BAD_IMAGES = {
     "empty": (lambda p: (p / "a.nii.gz").touch() or p / "a.nii.gz", "cannot be read"),
     "text": (lambda p: text(p / "a.nii"), "damaged or not NIfTI"),
     "text named gz": (lambda p: text(p / "a.nii.gz"), "damaged or not NIfTI"),
-    "truncated gz": (lambda p: truncated(save(p / "a.nii.gz", NOISE)), "cannot be read"),
+    "truncated gz": (lambda p: truncated(save(p / "a.nii.gz", NOISE)), "data are damaged"),
     "truncated": (lambda p: truncated(save(p / "a.nii", NOISE)), "it is truncated"),
     "huge": (lambda p: huge(p / "a.nii"), "the header promises"),
     "huge gz": (lambda p: huge(p / "a.nii.gz"), "the header promises"),
-    "ending": (lambda p: text(p / "a.nrrd"), "unsupported file ending"),
+    "ending": (lambda p: text(p / "a.png"), "unsupported file ending"),
     "2D": (lambda p: save(p / "a.nii.gz", NOISE[0]), "needs three axes"),
     "5D": (lambda p: save(p / "a.nii.gz", np.ones((2, 2, 2, 1, 3))), "is 5D with shape"),
     "NaN": (lambda p: save(p / "a.nii.gz", holed(np.nan)), "NaN or infinite .* in 3 of 512 voxels"),
@@ -360,10 +363,18 @@ def test_shifted_and_scaled_labels_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "stem"),
-    [("a.nii.gz", "a"), ("a.b.nii", "a.b"), ("A.NII.GZ", "A"), ("a.gz", None), ("nii", None)],
+    [
+        ("a.nii.gz", "a"),
+        ("a.b.nii", "a.b"),
+        ("A.NII.GZ", "A"),
+        ("a.nrrd", "a"),
+        ("a.h5", "a"),
+        ("a.gz", None),
+        ("nii", None),
+    ],
 )
 def test_stem(name: str, stem: str | None) -> None:
-    assert nifti_stem(name) == stem
+    assert file_stem(name) == stem
 
 
 def test_real_volume_with_scale_in_its_header(real_data: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dcamt.data.volume import read_label, write_volume
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate, summary_table, write_json
 
@@ -216,14 +217,29 @@ def test_absent_and_empty_folders(folders: tuple[Path, Path], tmp_path: Path) ->
     with pytest.raises(InputError, match="nowhere: is not a folder"):
         evaluate(predictions, tmp_path / "nowhere")
     for arguments in ((empty, labels), (predictions, empty)):
-        with pytest.raises(InputError, match=r"empty: holds no \.nii\.gz file"):
+        with pytest.raises(InputError, match=r"empty: holds no \.nii\.gz or other"):
             evaluate(*arguments)
 
 
-def test_a_file_that_is_not_nifti(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_every_format_and_the_literatures_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, labels = folders
+    wanted = evaluate(predictions, labels)
+    others, papers = tmp_path / "others", tmp_path / "papers"
+    endings = ("nrrd", "mha", "h5", "nii")
+    for number, path in enumerate(sorted(predictions.glob("*.nii.gz"))):
+        case, volume = path.name.removesuffix(".nii.gz"), read_label(path)
+        write_volume(others / f"{case}.{endings[number % 4]}", volume.array, volume.affine)
+        truth = read_label(labels / path.name)
+        write_volume(papers / case / "mri_norm2.h5", truth.array, truth.affine)
+    assert evaluate(others, papers) == wanted | {"not_predicted": 0}
+    write_volume(papers / "unlabelled" / "mri_norm2.h5", np.ones((2, 2, 2)) / 2, np.eye(4))
+    assert evaluate(others, papers)["not_predicted"] == 0  # there is no label in it
+
+
+def test_a_file_that_is_no_volume(folders: tuple[Path, Path], tmp_path: Path) -> None:
     scan = tmp_path / "apart.png"
     scan.write_bytes(b"")
-    with pytest.raises(InputError, match="is not NIfTI"):
+    with pytest.raises(InputError, match="is no volume"):
         evaluate(scan, folders[1])
 
 

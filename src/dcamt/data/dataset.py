@@ -1,14 +1,17 @@
 """Data sets as they lie on disk, and which of their cases are labelled.
 
-Three layouts are read where they are, without conversion:
+Four layouts are read where they are, without conversion:
 
 - Medical Segmentation Decathlon: imagesTr/, labelsTr/, dataset.json (`modality`, number -> name);
   the channels of a case share one 4D file.
 - nnU-Net raw: imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz, dataset.json (`channel_names`,
   name -> number, and perhaps `ignore` as the highest number).
-- plain: images/ and labels/ with equal file names; dataset.json may name channels and classes.
+- plain: images/ and labels/ with equal case names; dataset.json may name channels and classes.
+- the semi-supervised literature's: CASE/mri_norm2.h5 with the datasets `image` and `label`.
 
-A case without a label file is unlabelled. Each layout may hold more unlabelled images in imagesUn/.
+Files may have any ending of dcamt.data.formats, and an image may be a folder of DICOM slices that
+bears the case's name. A case without a label is unlabelled. The first three layouts may hold more
+unlabelled images in imagesUn/.
 """
 
 import json
@@ -20,16 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from dcamt.data.volume import Volume, nifti_stem, read_label
+from dcamt.data.formats import FORMATS, dicom, file_stem, hdf5
+from dcamt.data.volume import Volume, read_label
 from dcamt.errors import InputError
 from dcamt.files import read_text
 
 IGNORE = "ignore"
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 OTHER_FORMATS = (
-    *(".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mgz", ".dcm", ".h5", ".npy", ".npz"),
-    *(".png", ".tif", ".tiff"),
+    *(".hdr", ".img", ".mgz", ".npy", ".npz", ".hdf5", ".png", ".tif", ".tiff"),
+    *dicom.ENDINGS,
 )
+LITERATURE = "mri_norm2.h5"
 
 
 @dataclass(frozen=True)
@@ -85,14 +90,19 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
     problems: list[str] = []
     try:
         images, labels = _layout(root)
-        image_files = _nifti_files(images, problems)
-        more_files = _nifti_files(root / "imagesUn", problems)
-        label_files = _nifti_files(labels, problems)
+        image_files = _volumes(images, problems)
+        more_files = _volumes(root / "imagesUn", problems)
+        if labels == images:
+            image_files, label_files = _literature_files(image_files, problems)
+        else:
+            label_files = _volumes(labels, problems)
         described = (root / "dataset.json").exists()
     except OSError as error:
         raise InputError(f"{root}: cannot be read ({error.strerror}); check the folder") from error
     if not image_files and not more_files and not problems:
-        raise InputError(f"{images}: the folder holds no images; put NIfTI files there")
+        raise InputError(
+            f"{images}: the folder holds no images; put files such as CASE.nii.gz there"
+        )
 
     empty = Dataset(root, root.resolve().name, (), (), None, ())
     dataset = _describe(empty, root / "dataset.json") if described else empty
@@ -127,24 +137,29 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
 
 
 def find_scans(path: Path, channels: int) -> list[Case]:
-    """The scans to segment at ``path``: one file, a folder of files, or a whole data set.
+    """The scans to segment at ``path``: a file, a DICOM folder, a folder of those, or a data set.
 
-    With ``channels`` above 1 a scan is one 4D file or CASE_0000.nii.gz, CASE_0001.nii.gz, ...;
-    with 1 the ending _0000 is optional. Labels are left out. Raises InputError if there are none.
+    With ``channels`` above 1 a scan is one file of all channels or CASE_0000.nii.gz,
+    CASE_0001.nii.gz, ...; with 1 the ending _0000 is optional. Labels are left out. A DICOM scan is
+    named by its folder. Raises InputError if there are none.
     """
-    if path.is_file():
-        stem = nifti_stem(path.name)
-        if stem is None:
-            raise InputError(f"{path}: unsupported file ending; convert it to .nii.gz")
-        return [Case(stem.removesuffix("_0000") if channels == 1 else stem, (path,), None)]
+    if path.is_file() or (path.is_dir() and dicom.is_series(path)):
+        entry = _entry(path)
+        if entry is None:
+            raise InputError(f"{path}: {_why_not(path)}")
+        name, found = entry
+        _check_name(name, path)
+        return [Case(name.removesuffix("_0000") if channels == 1 else name, (found,), None)]
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; give a scan or a folder of scans")
     if (path / "imagesTr").is_dir() or (path / "images").is_dir():
         return [replace(case, label=None) for case in read_dataset(path).cases]
     problems: list[str] = []
-    files = _nifti_files(path, problems)
+    files = _volumes(path, problems)
     if not files and not problems:
-        raise InputError(f"{path}: the folder holds no .nii.gz files; put the scans there")
+        raise InputError(
+            f"{path}: the folder holds no scans, such as .nii.gz files; put them there"
+        )
     # With one channel, CASE_0003 is a case of its own unless every name ends in _0000.
     endings = {stem[-5:] for stem in files}
     by_channel = endings == {"_0000"} if channels == 1 else "_0000" in endings
@@ -158,6 +173,20 @@ def find_scans(path: Path, channels: int) -> list[Case]:
     if problems:
         raise InputError(problems[0])
     return [Case(case, tuple(found.values()), None) for case, found in grouped.items()]
+
+
+def volume_file(path: Path) -> tuple[str, Path] | None:
+    """The case and the file of one entry of a folder: a volume, or CASE/mri_norm2.h5.
+
+    None for everything else, DICOM folders included, as a label is never kept in one.
+    """
+    if path.is_dir():
+        file = path / LITERATURE
+        return (path.name, file) if file.is_file() else None
+    if path.name == LITERATURE:
+        return path.absolute().parent.name, path
+    stem = file_stem(path.name)
+    return None if stem is None else (stem, path)
 
 
 def check_label_values(label: Volume, classes: int, ignore: int | None, path: Path) -> None:
@@ -201,7 +230,7 @@ def classes_from_values(values: Iterable[int], root: Path) -> tuple[str, ...]:
 
 
 def _layout(root: Path) -> tuple[Path, Path]:
-    """Folders of images and labels."""
+    """Folders of images and labels; one and the same where a file holds both."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder that holds the data set")
     if (root / "imagesTr").is_dir():
@@ -213,30 +242,69 @@ def _layout(root: Path) -> tuple[Path, Path]:
         return root / "imagesTr", root / "labelsTr"
     if (root / "images").is_dir():
         return root / "images", root / "labels"
+    if any((folder / LITERATURE).is_file() for folder in root.iterdir() if folder.is_dir()):
+        return root, root
     raise InputError(
         f"{root}: not a data set of a known layout; expected imagesTr/ and labelsTr/ with a "
         "dataset.json of the Medical Segmentation Decathlon, the same of nnU-Net raw "
-        "(CASE_0000.nii.gz), or images/ and labels/"
+        f"(CASE_0000.nii.gz), or images/ and labels/, or folders CASE/{LITERATURE}"
     )
 
 
-def _nifti_files(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """NIfTI files by stem, sorted; hidden files and sidecars are passed over."""
+def _volumes(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """Volumes by name, sorted; hidden files and sidecars are passed over."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith("."):
             continue
-        stem = nifti_stem(path.name)
-        if stem is None:
-            if path.suffix.lower() in OTHER_FORMATS:
-                problems.append(f"{path}: unsupported file ending; convert it to .nii.gz")
-        elif not _is_plain_name(stem):
+        entry = _entry(path)
+        if entry is None:
+            if path.suffix.lower() in OTHER_FORMATS and path.is_file():
+                problems.append(f"{path}: {_why_not(path)}")
+            continue
+        name, file = entry
+        if not _is_plain_name(name):
             problems.append(f"{path}: the name has characters no case may have; rename the file")
-        elif stem in files:
-            problems.append(f"{path}: {files[stem].name} has the same case name; remove one")
+        elif name in files:
+            problems.append(f"{path}: {files[name].name} has the same case name; remove one")
         else:
-            files[stem] = path
+            files[name] = file
     return files
+
+
+def _entry(path: Path) -> tuple[str, Path] | None:
+    """Like volume_file, with DICOM folders, which bear the name of their case."""
+    if path.is_dir() and dicom.is_series(path):
+        return (path.resolve() if path.name in ("", "..") else path).name, path
+    return volume_file(path)
+
+
+def _why_not(path: Path) -> str:
+    if path.suffix.lower() in dicom.ENDINGS:
+        return "a single slice is no scan; give the folder that holds the DICOM series"
+    return f"unsupported file ending; use one of {', '.join(FORMATS)}, or a folder of DICOM slices"
+
+
+def _check_name(name: str, path: Path) -> None:
+    if not _is_plain_name(name):
+        raise InputError(f"{path}: the name has characters no case may have; rename it")
+
+
+def _literature_files(
+    images: dict[str, Path], problems: list[str]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and labels of CASE/mri_norm2.h5: the same files, but for cases without a label."""
+    usable, labels = {}, {}
+    for case, path in images.items():
+        if path.name != LITERATURE:
+            continue
+        try:
+            if hdf5.has_label(path):
+                labels[case] = path
+            usable[case] = path
+        except InputError as error:
+            problems.append(str(error))
+    return usable, labels
 
 
 def _is_by_channel(images: Sequence[str], labels: Iterable[str]) -> bool:
@@ -295,8 +363,11 @@ def _describe(dataset: Dataset, path: Path) -> Dataset:
     if not isinstance(name, str) or not _is_plain_name(name):
         raise InputError(f"{path}: 'name' is {name!r}, but must be plain text without slashes")
     ending = content.get("file_ending", ".nii.gz")
-    if not isinstance(ending, str) or nifti_stem(f"x{ending}") is None:
-        raise InputError(f"{path}: 'file_ending' is {ending!r}; convert the images to .nii.gz")
+    if not isinstance(ending, str) or ending not in FORMATS:
+        raise InputError(
+            f"{path}: 'file_ending' is {ending!r}; convert the images to one of "
+            f"{', '.join(FORMATS)}"
+        )
     key = "channel_names" if "channel_names" in content else "modality"
     channels = _by_number(path, key, content.get(key))
     classes = _by_number(path, "labels", content.get("labels"))

@@ -101,7 +101,12 @@ def plan_patch(shape: NDArray[np.float64]) -> tuple[int, int, int]:
 
 
 def _normalization(channel: str, values: NDArray[np.float32], data: DataConfig) -> Normalization:
-    """CT: clip and scale by the labelled foreground. Everything else: z-score per volume."""
+    """CT: clip and scale by the labelled foreground. Everything else: z-score per volume.
+
+    Intensities that are declared normalized stay as they are.
+    """
+    if data.modality == "normalized":
+        return Normalization(scheme="none")
     modality = data.modality or ("ct" if channel.strip().lower() == "ct" else "mr")
     if modality == "mr" and data.window is None:
         return Normalization()

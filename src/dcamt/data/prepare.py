@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dcamt.config import Plan
 from dcamt.data.dataset import Case, check_label_values
+from dcamt.data.formats import parts_of
 from dcamt.data.space import label_to_network, to_network
 from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
 from dcamt.errors import InputError
@@ -90,7 +91,8 @@ def _prepare(case: Case, plan: Plan) -> Prepared:
 
 def _key(plan: Plan, files: Sequence[Path]) -> str:
     try:
-        stats = [_stamp(file) for file in files]
+        parts = [part for file in files for part in parts_of(file)]
+        stats = [_stamp(part) for part in parts]
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
     # The patch is cut later, so it does not decide what a prepared volume holds.

@@ -104,7 +104,9 @@ def restore(values: torch.Tensor, placement: Placement) -> NDArray[np.float32]:
 
 def normalize(channel: Array, how: Normalization) -> NDArray[np.float32]:
     """Apply one channel's Normalization; a constant image becomes zeros."""
-    values = channel.astype(np.float32)
+    values: NDArray[np.float32] = channel.astype(np.float32)
+    if how.scheme == "none":
+        return values
     if how.scheme == "window":
         values = np.clip(values, how.low, how.high)
         return ((values - np.float32(how.mean)) / np.float32(how.std)).astype(np.float32)

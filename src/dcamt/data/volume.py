@@ -1,27 +1,23 @@
-"""Volumes on disk: NIfTI files in, NIfTI files out.
+"""Volumes on disk: one reader and one writer for every format.
 
-Arrays keep nibabel's axis order (X, Y, Z); an affine maps voxel indices to RAS+ world mm.
+Arrays keep the file's own axes (X, Y, Z); an affine maps voxel indices to RAS+ world mm, whatever
+convention the file has. How bytes become arrays is told in dcamt.data.formats.
 """
 
-import contextlib
 import itertools
-import math
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
 
+from dcamt.data.formats import FORMATS, dicom, ending_of
+from dcamt.data.formats.guard import Array
+from dcamt.data.formats.hdf5 import Part
 from dcamt.errors import InputError
 from dcamt.files import atomic
 
-ENDINGS = (".nii.gz", ".nii")
 GRID_TOLERANCE = 0.05
 """Voxels by which two grids may differ at any corner and still count as the same.
 
@@ -31,12 +27,6 @@ a label drawn on another grid differs by far more.
 WHOLE_TOLERANCE = 1e-3
 """Distance from a whole number that a label may have: labels stored scaled come back as 0.99999."""
 LARGEST_LABEL = int(np.iinfo(np.int16).max)
-DEFLATE_LIMIT = 1032
-"""Bytes that one byte of a gzip file can expand to, at most."""
-DAMAGE = (EOFError, ValueError, OverflowError, zlib.error, ImageFileError, HeaderDataError)
-"""What nibabel raises for damaged files, besides OSError."""
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,23 +53,16 @@ class Volume:
         return x, y, z
 
 
-def nifti_stem(name: str) -> str | None:
-    """File name without .nii or .nii.gz; None where it has neither."""
-    for ending in ENDINGS:
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return None
+def read_image(paths: Sequence[Path], series: int | None = None) -> Volume:
+    """Read an image: one file per channel, one file of all channels, or a folder of DICOM slices.
 
-
-def read_image(paths: Sequence[Path]) -> Volume:
-    """Read an image: one file per channel, or one file that is 3D or 4D (channels last).
-
-    Returns (C, X, Y, Z) float32. Raises InputError for files that cannot be read, are not
-    volumes, hold NaN or infinite values, or do not share one grid.
+    Returns (C, X, Y, Z) float32. ``series`` says which one of several in a DICOM folder, from 1.
+    Raises InputError for files that cannot be read, are not volumes, hold NaN or infinite values,
+    or do not share one grid.
     """
     volumes = []
     for path in paths:
-        array, affine = _read(path, np.float32)
+        array, affine = _read(path, np.float32, "image", series)
         if array.ndim > 4 or (array.ndim == 4 and len(paths) > 1):
             expected = (
                 "3D: one file per channel" if len(paths) > 1 else "3D, or 4D: X, Y, Z, channel"
@@ -108,7 +91,7 @@ def read_label(path: Path) -> Volume:
     Returns (X, Y, Z) int16. Raises InputError for a file that cannot be read, is not 3D, or
     holds negative or fractional values.
     """
-    array, affine = _read(path, None)
+    array, affine = _read(path, None, "label")
     if array.ndim > 3:
         raise InputError(
             f"{path}: the label is {array.ndim}D with shape {array.shape}, but must be 3D with one "
@@ -134,25 +117,21 @@ def read_label(path: Path) -> Volume:
 
 
 def write_volume(path: Path, array: Array, affine: Array) -> None:
-    """Write a volume (X, Y, Z) as NIfTI, in millimetres, atomically.
+    """Write a volume (X, Y, Z) in the format that the file's ending names, atomically.
 
     Integers and booleans take the smallest integer type that holds them, other numbers float32.
-    sform and qform get the same affine and code 1 (scanner), so that nibabel, ITK and viewers
-    agree; a qform cannot hold shear, so a sheared affine keeps it in the sform alone.
     Missing parent folders are made. Raises InputError if the file cannot be written.
     """
-    _check_ending(path)
+    write = FORMATS[_ending(path)].write
+    if write is None:
+        raise InputError(f"{path}: this format is read only; use .nii.gz, .nrrd or .mha")
     if array.ndim != 3:
         raise ValueError(f"a volume has three axes, not shape {array.shape}")
     dtype: np.dtype[Any] = np.dtype(np.float32)
     if array.dtype.kind in "biu":
         dtype = np.result_type(*(np.min_scalar_type(int(v)) for v in (array.min(), array.max())))
-    image = nib.Nifti1Image(array.astype(dtype), affine, dtype=dtype)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
     with atomic(path) as temporary:
-        nib.save(image, temporary)
+        write(temporary, array.astype(dtype), affine)
 
 
 def check_same_grid(image: Volume, label: Volume, image_path: Path, label_path: Path) -> None:
@@ -192,76 +171,25 @@ def _check_grids(
         )
 
 
-def _read(path: Path, dtype: Any) -> tuple[Array, Array]:
-    """The file's values with the header's scale and offset applied, and its affine.
+def _read(path: Path, dtype: Any, part: Part, series: int | None = None) -> tuple[Array, Array]:
+    """Values, scaled as the header says, and affine; axes of length 1 after the third dropped.
 
-    At least 3D; axes of length 1 after the third are dropped. dtype None keeps the file's own.
+    dtype None keeps the file's own.
     """
-    _check_ending(path)
-    with _reading(path):
-        size = path.stat().st_size
-        image = nib.load(path, mmap=False)
-        shape = image.shape
-    if image.get_data_dtype().kind not in "iuf":
-        raise InputError(f"{path}: holds colours or complex numbers; export it as one grey channel")
-    if len(shape) < 3 or min(shape) < 1:
-        raise InputError(
-            f"{path}: a volume needs three axes, but this has shape {shape}; stack the slices first"
-        )
-    claimed = image.header.get_data_offset() + math.prod(shape) * image.get_data_dtype().itemsize
-    if claimed > size * (DEFLATE_LIMIT if path.name.lower().endswith(".gz") else 1):
-        raise InputError(
-            f"{path}: the header promises {claimed} bytes, but the file has {size}; it is "
-            "truncated, so copy or export it again"
-        )
-    affine = _affine(image, path)
-    with _reading(path), np.errstate(over="ignore", invalid="ignore"):
-        array: Array = np.asarray(image.dataobj, dtype=dtype)
+    if path.is_dir() and part == "image" and dicom.is_series(path):
+        return dicom.read(path, series)
+    with np.errstate(over="ignore", invalid="ignore"):
+        array, affine = FORMATS[_ending(path)].read(path, dtype, part)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     return array, affine
 
 
-def _affine(image: Any, path: Path) -> Array:
-    """The header's affine, refused if it gives voxels no size or no volume."""
-    affine: Array = np.asarray(image.affine, dtype=np.float64)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if image.header["sform_code"] == 0:
-        # nibabel replaces a spacing of 0 by 1 mm on loading: look at the header as it is stored
-        with _reading(path), ImageOpener(path) as file:
-            stored = type(image.header).from_fileobj(file, check=False)
-        spacing = np.abs(stored["pixdim"][1:4])
-    if not np.isfinite(affine).all() or not (spacing > 0).all():
-        broken = True
-    else:
-        broken = abs(np.linalg.det(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))) < 1e-6
-    if broken:
-        raise InputError(
-            f"{path}: the header gives no usable geometry (a voxel spacing of 0, or axes that "
-            "coincide); convert the volume again from its source"
-        )
-    return affine
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what nibabel and the system raise for a file into one InputError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
-    except MemoryError as error:
-        raise InputError(f"{path}: does not fit into memory; crop or resample it") from error
-    except (OSError, *DAMAGE) as error:
-        reason = getattr(error, "strerror", None) or "it is damaged or not NIfTI"
-        raise InputError(
-            f"{path}: cannot be read ({reason}); check it, or export it again as .nii.gz"
-        ) from error
-
-
-def _check_ending(path: Path) -> None:
-    if nifti_stem(path.name) is None:
-        raise InputError(f"{path}: unsupported file ending; use NIfTI (.nii.gz or .nii)")
+def _ending(path: Path) -> str:
+    ending = ending_of(path.name)
+    if ending is None:
+        raise InputError(f"{path}: unsupported file ending; use one of {', '.join(FORMATS)}")
+    return ending
 
 
 def _size(shape: Sequence[int]) -> str:

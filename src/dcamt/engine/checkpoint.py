@@ -2,10 +2,12 @@
 
 ``last.safetensors`` holds the method's weights, every optimiser's state under ``optimizer/``
 and, as metadata, where training was: one file, so that a kill can never leave halves that do not
-belong together. ``best.safetensors`` holds weights alone.
+belong together. ``best.safetensors`` holds weights alone. Weights to hand on may lie in several
+parts, ``last-1-of-3.safetensors`` and so on.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from dcamt.methods.method import Method
 
 _OPTIMIZER = "optimizer/"
 _KIND = "dcamt checkpoint 1"
+_HEADER = 100_000
+"""Bytes kept free in each file for the names and places of its tensors."""
 
 
 def save(
@@ -35,7 +39,39 @@ def save(
                     tensors[f"{_OPTIMIZER}{part}/{index}/{key}"] = value.detach().cpu()
     # Shared tensors (one attention for two directions) are stored once under each name.
     owned = {name: value.contiguous().clone() for name, value in tensors.items()}
-    content = serialize(owned, {"kind": _KIND, "state": json.dumps(state)})
+    _write(path, owned, state)
+
+
+def save_half(path: Path, method: Method, largest: int) -> list[Path]:
+    """Weights alone, in half precision, in files of at most ``largest`` bytes; returns the files.
+
+    Vectors (biases, batch norms) keep their precision. Several files are named after ``path``:
+    last-1-of-3.safetensors. Raises InputError if one tensor alone is larger.
+    """
+    parts: list[dict[str, Tensor]] = [{}]
+    room = largest - _HEADER
+    for name, value in method.state_dict().items():
+        half = value.detach().cpu().contiguous().clone()
+        half = half.half() if half.is_floating_point() and half.ndim > 1 else half
+        if half.nbytes > largest - _HEADER:
+            raise InputError(f"{name} alone takes {half.nbytes} bytes; allow larger files")
+        if half.nbytes > room:
+            parts.append({})
+            room = largest - _HEADER
+        parts[-1][name] = half
+        room -= half.nbytes
+    if len(parts) == 1:
+        paths = [path]
+    else:
+        names = (f"{path.stem}-{i}-of-{len(parts)}{path.suffix}" for i in range(1, len(parts) + 1))
+        paths = [path.with_name(name) for name in names]
+    for file, tensors in zip(paths, parts, strict=True):
+        _write(file, tensors, {})
+    return paths
+
+
+def _write(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    content = serialize(tensors, {"kind": _KIND, "state": json.dumps(state)})
     with atomic(path) as temporary:
         temporary.write_bytes(content)
 
@@ -49,12 +85,17 @@ def load(
     missing, broken, not ours, or of another method or shape.
     """
     state = check(path, method)
+    if optimizers is not None and not _is_usable(state):
+        raise InputError(f"{path}: holds weights alone, or is damaged; a run cannot go on from it")
+    weights: dict[str, Tensor] = {}
     try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            method.load_state_dict({k: file.get_tensor(k) for k in names if not _is_state(k)})
-            for part, optimizer in (optimizers or {}).items():
-                _load_optimizer(optimizer, f"{_OPTIMIZER}{part}/", file)
+        for part in _parts(path):
+            with safe_open(part, "pt") as file:
+                names = [name for name in file.keys() if not _is_state(name)]  # noqa: SIM118
+                weights |= {name: file.get_tensor(name) for name in names}
+                for key, optimizer in (optimizers or {}).items():
+                    _load_optimizer(optimizer, f"{_OPTIMIZER}{key}/", file)
+        method.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError):
         raise InputError(
             f"{path}: cannot be loaded (it is damaged or of another version); give a run folder "
@@ -66,8 +107,42 @@ def load(
 def check(path: Path, method: Method) -> dict[str, Any]:
     """The state a checkpoint was saved with; InputError unless its weights fit ``method``.
 
-    Reads the header only, and needs no more of ``method`` than shapes: it may be on "meta".
+    Reads headers only, and needs no more of ``method`` than shapes: it may be on "meta".
     """
+    found: dict[str, tuple[int, ...]] = {}
+    state: dict[str, Any] = {}
+    for part in _parts(path):
+        shapes, state = _header(part)
+        found |= {name: shape for name, shape in shapes.items() if not _is_state(name)}
+    wanted = {name: tuple(value.shape) for name, value in method.state_dict().items()}
+    if found != wanted:
+        differ = sum(found[name] != wanted[name] for name in found.keys() & wanted.keys())
+        raise InputError(
+            f"{path}: does not fit the configured method ({len(wanted.keys() - found.keys())} "
+            f"tensors are missing, {len(found.keys() - wanted.keys())} are unknown, {differ} have "
+            "another shape); give the run folder that it came from"
+        )
+    return state
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of a checkpoint; InputError if some of several are missing."""
+    number = re.compile(rf"{re.escape(path.stem)}-\d+-of-(\d{{1,6}})")
+    counts = {found[1] for p in path.parent.glob("*") if (found := number.fullmatch(p.stem))}
+    if path.exists() or not counts:
+        return [path]
+    (count, *others) = sorted(int(c) for c in counts)
+    names = (f"{path.stem}-{i}-of-{count}{path.suffix}" for i in range(1, count + 1))
+    parts = [path.with_name(name) for name in names]
+    absent = [part.name for part in parts if not part.exists()]
+    if absent or others:
+        what = f"{absent[0]} is missing" if absent else "parts of two exports are mixed"
+        raise InputError(f"{path}: its parts are not complete ({what}); copy all of them again")
+    return parts
+
+
+def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Shapes of the tensors of one file and the state beside them; its words are not repeated."""
     try:
         # The library maps the file into memory, where a pipe or a device has no place.
         if not path.is_file():
@@ -82,31 +157,20 @@ def check(path: Path, method: Method) -> dict[str, Any]:
         ) from None
     try:
         state = json.loads(metadata["state"])
-        known = metadata["kind"] == _KIND and _is_usable(state)
+        ours = metadata["kind"] == _KIND and isinstance(state, dict)
     except (KeyError, ValueError, RecursionError):
-        known = False
-    if not known:
+        ours = False
+    if not ours:
         raise InputError(f"{path}: is not a dcamt checkpoint; give one that `dcamt train` wrote")
-    found = {name: shape for name, shape in shapes.items() if not _is_state(name)}
-    wanted = {name: tuple(value.shape) for name, value in method.state_dict().items()}
-    if found != wanted:
-        differ = sum(found[name] != wanted[name] for name in found.keys() & wanted.keys())
-        raise InputError(
-            f"{path}: does not fit the configured method ({len(wanted.keys() - found.keys())} "
-            f"tensors are missing, {len(found.keys() - wanted.keys())} are unknown, {differ} have "
-            "another shape); give the run folder that it came from"
-        )
-    checked: dict[str, Any] = state
-    return checked
+    return shapes, state
 
 
-def _is_usable(state: Any) -> bool:
+def _is_usable(state: dict[str, Any]) -> bool:
     """Whether this is where a training was: its iteration and its best score so far."""
-    if not isinstance(state, dict) or not {"iteration", "best"} <= state.keys():
+    iteration, best = state.get("iteration"), state.get("best")
+    if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
         return False
-    iteration, best = state["iteration"], state["best"]
-    counted = isinstance(iteration, int) and not isinstance(iteration, bool) and iteration >= 0
-    return counted and (best is None or (isinstance(best, int | float) and 0 <= best <= 1))
+    return best is None or (isinstance(best, int | float) and 0 <= best <= 1)
 
 
 def _is_state(name: str) -> bool:

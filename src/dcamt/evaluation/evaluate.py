@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcamt.data.dataset import read_json
-from dcamt.data.volume import check_same_grid, nifti_stem, read_label
+from dcamt.data.dataset import LITERATURE, read_json, volume_file
+from dcamt.data.formats import hdf5
+from dcamt.data.volume import check_same_grid, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import (
     BOTH_EMPTY,
@@ -39,7 +40,7 @@ def evaluate(predictions: Path, labels: Path, unit: str = "mm") -> dict[str, Any
     """Measure every class of every prediction against the label of the same name.
 
     Args:
-        predictions: folder of ``CASE.nii.gz``, or one such file.
+        predictions: folder of ``CASE.nii.gz``, or one such file, of any format.
         labels: folder of ``CASE.nii.gz``, or the root of a data set (its ``labelsTr`` or
             ``labels`` is taken). Labels without a prediction are counted, not measured.
         unit: unit of the distances, "mm" or "voxels".
@@ -57,7 +58,7 @@ def evaluate(predictions: Path, labels: Path, unit: str = "mm") -> dict[str, Any
     if unit not in UNITS:
         raise InputError(f"unit: '{unit}' is not known; choose {' or '.join(UNITS)}")
     label_folder = _label_folder(labels)
-    prediction_files, label_files = _prediction_files(predictions), _files_in(label_folder)
+    prediction_files, label_files = _prediction_files(predictions), _label_files(label_folder)
     _check_all_labelled(prediction_files, label_files, predictions, label_folder)
     names, ignore = _declared_classes(label_folder)
 
@@ -185,10 +186,12 @@ def _prediction_files(predictions: Path) -> dict[str, Path]:
         raise InputError(f"{predictions}: no such folder or file; check the path")
     if predictions.is_dir():
         return _files_in(predictions)
-    case = nifti_stem(predictions.name)
-    if case is None:
-        raise InputError(f"{predictions}: is not NIfTI; give a .nii.gz file or a folder of them")
-    return {case: predictions}
+    entry = volume_file(predictions)
+    if entry is None:
+        raise InputError(
+            f"{predictions}: is no volume; give a file such as CASE.nii.gz or a folder of them"
+        )
+    return dict([entry])
 
 
 def _label_folder(labels: Path) -> Path:
@@ -198,19 +201,30 @@ def _label_folder(labels: Path) -> Path:
     return next((folder for folder in folders if folder.is_dir()), labels)
 
 
+def _label_files(folder: Path) -> dict[str, Path]:
+    """Like _files_in, without the literature's files that hold an image only."""
+    found = _files_in(folder)
+    return {
+        case: path
+        for case, path in found.items()
+        if path.name != LITERATURE or hdf5.has_label(path)
+    }
+
+
 def _files_in(folder: Path) -> dict[str, Path]:
-    """Case name -> NIfTI file, sorted by name."""
+    """Case name -> file, sorted by name."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        case = nifti_stem(path.name)
+        entry = volume_file(path)
         # Hidden files are leftovers, such as the "._CASE.nii.gz" that macOS puts into archives.
-        if case is None or path.name.startswith("."):
+        if entry is None or path.name.startswith("."):
             continue
+        case, file = entry
         if case in files:
             raise InputError(f"{path}: there is also {files[case].name}; remove one of the two")
-        files[case] = path
+        files[case] = file
     if not files:
-        raise InputError(f"{folder}: holds no .nii.gz file; give the folder that holds them")
+        raise InputError(f"{folder}: holds no .nii.gz or other volume; give the folder that does")
     return files
 
 

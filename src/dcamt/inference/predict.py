@@ -9,11 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from dcamt.config import Config
+from dcamt.data.formats import ending_of
+from dcamt.data.formats.dicom_seg import write_segmentation
 from dcamt.data.space import Placement, restore, to_network
 from dcamt.data.volume import check_channels, read_image, write_volume
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.ops.components import keep_largest
+
+DICOM_SEG = "dicom-seg"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,13 @@ class Extras:
     probabilities: bool = False
     uncertainty: bool = False
     largest_component: bool = False
+    dicom_seg: bool = False
+
+    def folders(self) -> list[str]:
+        """Folders beside the segmentations that will be written to."""
+        wanted = (self.probabilities, self.uncertainty, self.dicom_seg)
+        names = ("probabilities", "uncertainty", DICOM_SEG)
+        return [name for name, on in zip(names, wanted, strict=True) if on]
 
 
 def predict_case(
@@ -31,18 +42,20 @@ def predict_case(
     images: Sequence[Path],
     output: Path,
     extras: Extras = Extras(),
+    series: int | None = None,
 ) -> None:
-    """Segment one scan and write it to ``output`` (.nii.gz) in the scan's own geometry.
+    """Segment one scan and write it to ``output`` in the scan's own geometry.
 
     The segmentation is uint8 with the scan's size and affine. ``extras`` adds folders beside it:
     probabilities/CASE_CLASS.nii.gz (0 to 1), uncertainty/CASE_entropy.nii.gz (0 certain to 1) and
     uncertainty/CASE_disagreement.nii.gz (total variation between two branches, 0 to 1), all
-    float32. Raises InputError if the scan cannot be read or has other channels than the run was
-    trained on.
+    float32 and in the format of ``output``, and dicom-seg/CASE.dcm. ``series`` says which one of
+    several in a DICOM folder. Raises InputError if the scan cannot be read or has other channels
+    than the run was trained on.
     """
     plan = config.plan
     assert plan is not None
-    image = read_image(images)
+    image = read_image(images, series)
     check_channels(image, plan.channels, images[0])
     array, placement = to_network(image, plan)
     affine = image.affine
@@ -65,16 +78,20 @@ def predict_case(
         del restored
     if extras.largest_component:
         segmentation = keep_largest(segmentation)
-    stem = output.name.removesuffix(".gz").removesuffix(".nii")
+    ending = ending_of(output.name) or ""
+    stem = output.name.removesuffix(ending)
     if extras.probabilities:
         for k, name in enumerate(plan.classes):
-            path = output.parent / "probabilities" / f"{stem}_{_file_part(name)}.nii.gz"
+            path = output.parent / "probabilities" / f"{stem}_{_file_part(name)}{ending}"
             write_volume(path, restored[k], affine)
     if extras.uncertainty:
         maps = {"entropy": entropy(probabilities), "disagreement": disagreement(branches)}
         for name, values in maps.items():
-            path = output.parent / "uncertainty" / f"{stem}_{name}.nii.gz"
+            path = output.parent / "uncertainty" / f"{stem}_{name}{ending}"
             write_volume(path, restore(values[None], placement)[0], affine)
+    if extras.dicom_seg:
+        path = output.parent / DICOM_SEG / f"{stem}.dcm"
+        write_segmentation(path, segmentation, plan.classes, images[0], series)
     # The segmentation comes last: where it exists, the case is done.
     write_volume(output, segmentation, affine)
 

@@ -1,0 +1,152 @@
+"""What keeps a damaged or hostile file from doing harm; every reader goes through here.
+
+A header is a claim. Before memory is taken for what it promises, the promise is compared with the
+size of the file; a name in it leads nowhere but below its own folder; and whatever a parser trips
+over becomes one InputError.
+"""
+
+import contextlib
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcamt.errors import InputError
+
+DEFLATE_LIMIT = 1032
+"""Bytes that one byte of a deflate stream (gzip, zlib, HDF5) can expand to, at most."""
+HEADER_LIMIT = 1 << 16
+"""Bytes within which a text header must end."""
+WORKING_BYTES = 12
+"""Memory that one voxel takes while it is read: as stored, as float32 and as a copy of that."""
+_PIECE = 1 << 16
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@contextlib.contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever is raised while ``path`` is parsed as ``kind`` into one InputError.
+
+    Parsers raise nearly every exception there is for damaged files, and their messages may quote
+    the header: neither reaches the user.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: does not fit into memory; crop or resample it") from error
+    except Exception as error:
+        system = error.strerror if isinstance(error, OSError) and error.errno else None
+        reason = system or f"it is damaged or not {kind}"
+        raise InputError(
+            f"{path}: cannot be read ({reason}); check it, or copy or export it again"
+        ) from error
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a regular file; InputError for anything else, such as a pipe that never ends."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: cannot be read (it is a folder); give a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: cannot be read (it is no regular file); give a file")
+    return status.st_size
+
+
+def contents(path: Path) -> bytes:
+    """The bytes of a regular file that fits into memory."""
+    _check_memory(path, file_size(path))
+    return path.read_bytes()
+
+
+def check_claim(path: Path, voxels: int, itemsize: int, stored: int, ratio: int = 1) -> None:
+    """InputError if ``stored`` bytes, each expanding to ``ratio`` at most, cannot hold the voxels.
+
+    More than fits into the machine's memory is refused as well, for a small compressed file may
+    truly hold it.
+    """
+    if voxels * itemsize > stored * ratio:
+        raise InputError(
+            f"{path}: the header promises {voxels * itemsize} bytes, but the file has {stored}; it "
+            "is truncated, so copy or export it again"
+        )
+    _check_memory(path, voxels * max(itemsize, WORKING_BYTES))
+
+
+def inflate(path: Path, data: bytes, size: int) -> bytes:
+    """The first ``size`` bytes of a gzip or zlib stream; the rest is read for its checksum only.
+
+    Raises InputError for a stream that is damaged or holds less.
+    """
+    damaged = InputError(f"{path}: the compressed data are damaged; copy or export it again")
+    content = bytearray()
+    stream = zlib.decompressobj(wbits=47)  # gzip or zlib, told apart by their first bytes
+    try:
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            while piece:
+                if stream.eof:  # a gzip file may have several members, or be padded with zeros
+                    piece = piece.lstrip(b"\0")
+                    stream = zlib.decompressobj(wbits=47) if piece else stream
+                part = stream.decompress(piece) if piece else b""
+                content += part[: size - len(content)]
+                piece = stream.unused_data if piece else b""
+    except zlib.error:
+        raise damaged from None
+    if not stream.eof or len(content) != size:
+        raise damaged
+    return bytes(content)
+
+
+def beside(header: Path, name: str) -> Path:
+    """The data file that ``header`` names, which must lie in its folder or below.
+
+    Anything else, links included, could make a stranger's header read files of the user.
+    """
+    folder = header.resolve().parent
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder):
+        raise InputError(
+            f"{header}: names a data file outside its own folder; put the file beside the header"
+        )
+    if not path.is_file():
+        raise InputError(
+            f"{header}: its data file {path.name} is missing; put it beside the header"
+        )
+    return path
+
+
+def check_axes(path: Path, affine: Array) -> None:
+    """InputError if the affine gives voxels no size or no volume."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    usable = bool(np.isfinite(affine).all() and np.isfinite(spacing).all() and (spacing > 0).all())
+    if not usable or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
+        raise InputError(
+            f"{path}: the header gives no usable geometry (a voxel spacing of 0, or axes that "
+            "coincide); convert the volume again from its source"
+        )
+
+
+def _check_memory(path: Path, needed: int) -> None:
+    memory = _memory()
+    if memory is not None and needed > memory:
+        raise InputError(
+            f"{path}: needs {needed} bytes of memory, but this machine has {memory}; crop or "
+            "resample it"
+        )
+
+
+def _memory() -> int | None:
+    """Bytes of memory that this machine has, where the system tells."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,32 @@
+"""``dcamt export``: a trained run made small enough to hand on."""
+
+import json
+from pathlib import Path
+
+from dcamt.config import save_config
+from dcamt.data.dataset import read_json
+from dcamt.engine import checkpoint
+from dcamt.errors import InputError
+from dcamt.experiment import load_run
+from dcamt.files import write_text
+from dcamt.reporting.card import model_card
+
+
+def export_run(run: Path, out: Path, weights: str = "last", megabytes: float = 16) -> list[Path]:
+    """Write what ``predict`` needs of ``run`` to ``out``: configuration, half-precision weights.
+
+    Weights are split into files of at most ``megabytes`` (10^6 bytes). Beside them lie versions
+    and the model card; paths, case names and the split stay behind. Returns the weight files.
+    Raises InputError if ``out`` holds anything or ``run`` cannot be read.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already; choose another --out")
+    if megabytes <= 0:
+        raise InputError(f"--megabytes {megabytes:g}: give a positive number")
+    config, method = load_run(run, weights)
+    card = model_card([run])
+    write_text(out / "card.md", card)
+    write_text(out / "versions.json", json.dumps(read_json(run / "versions.json"), indent=1))
+    save_config(config.model_copy(update={"dataset": None}), out / "config.yaml")
+    # Always under the name that `predict` takes without being told.
+    return checkpoint.save_half(out / "last.safetensors", method, int(1e6 * megabytes))

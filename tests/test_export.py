@@ -1,0 +1,68 @@
+"""Runs made small: what is left out, and that they still predict."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from dcamt import api
+from dcamt.data.dataset import read_dataset
+from dcamt.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "out"
+    # The tiny run's weights take some 0.6 MB in half precision.
+    return out, api.export(tiny_run, out, megabytes=0.25)
+
+
+def test_weights_come_in_small_files(exported, tiny_run):
+    out, paths = exported
+    assert len(paths) > 1 and paths == sorted(out.glob("last-*-of-*.safetensors"))
+    assert all(path.stat().st_size <= 250_000 for path in paths)
+    whole = (tiny_run / "last.safetensors").stat().st_size
+    assert sum(path.stat().st_size for path in paths) < whole / 3  # half of it, no momentum
+
+
+def test_they_segment_as_the_run_does(exported, tiny_run, phantoms, tmp_path):
+    out, _ = exported
+    scan = phantoms / "imagesTr" / "phantom_000.nii.gz"
+    found = []
+    for name, run in (("run", tiny_run), ("export", out)):
+        folder = tmp_path / name
+        api.predict(run, scan, folder, probabilities=True, quiet=True)
+        maps = sorted((folder / "probabilities").iterdir())
+        found.append(np.stack([np.asarray(nib.load(path).dataobj) for path in maps]))
+    np.testing.assert_allclose(found[1], found[0], atol=5e-3)
+
+
+def test_nothing_of_the_data_is_handed_on(exported, tiny_run, phantoms):
+    out, _ = exported
+    content = b"".join(path.read_bytes() for path in out.iterdir())
+    assert str(phantoms).encode() not in content
+    split = json.loads((tiny_run / "split.json").read_text())
+    assert split["labeled"] and not any(
+        case.name.encode() in content for case in read_dataset(phantoms).cases
+    )
+
+
+def test_a_missing_part_is_named(exported, tmp_path, phantoms):
+    out, paths = exported
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in out.iterdir():
+        if path != paths[1]:
+            (broken / path.name).write_bytes(path.read_bytes())
+    scan = phantoms / "imagesTr" / "phantom_000.nii.gz"
+    with pytest.raises(InputError, match=paths[1].name):
+        api.predict(broken, scan, tmp_path / "out", quiet=True)
+
+
+def test_what_exists_is_not_overwritten(exported, tiny_run):
+    out, _ = exported
+    with pytest.raises(InputError, match="exists already"):
+        api.export(tiny_run, out)
+    with pytest.raises(InputError, match="megabytes"):
+        api.export(tiny_run, out / "new", megabytes=0)
