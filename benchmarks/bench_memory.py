@@ -66,7 +66,7 @@ def write_scan(place: Path, size: tuple[int, int, int], spacing: float) -> Path:
     array[tuple(slice(n // 3, 2 * n // 3) for n in size)] += 800
     image = nib.Nifti1Image(array, np.diag([-spacing, -spacing, spacing, 1.0]))
     image.header.set_slope_inter(0.5, -1024)
-    path = place / "scan.nii"
+    path = place / "scan.nii.gz"
     nib.save(image, path)
     return path
 

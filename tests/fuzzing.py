@@ -34,8 +34,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
+import SimpleITK
 import torch
 import yaml
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from dcamt import api
 from dcamt.config import load_config
@@ -43,7 +47,7 @@ from dcamt.data.dataset import Case, read_dataset
 from dcamt.data.phantom import write_phantoms
 from dcamt.data.prepare import prepare
 from dcamt.data.split import choose_split
-from dcamt.data.volume import read_image, read_label
+from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.engine import checkpoint
 from dcamt.engine.train import make_optimizers
 from dcamt.errors import InputError
@@ -107,16 +111,7 @@ def readers(place: Path, real: Path | None = None) -> list[Reader]:
     def a_copy(source: Path, name: str) -> Path:
         return Path(shutil.copytree(source, place / name, dirs_exist_ok=True))
 
-    found = []
-    for ending in VOLUMES:
-        path = place / f"scan{ending}"
-        seeds = [*drawn_volumes(ending), *real_volumes(real, ending)]
-        change = zipped_mutation if ending.endswith(".gz") else partial(byte_mutation, header=400)
-        found += [
-            Reader(f"image {ending}", path, seeds, change, partial(read_image, [path]), 3),
-            Reader(f"label {ending}", path, seeds, change, partial(read_label, path), 2),
-        ]
-
+    found = volume_readers(place, real)
     other = a_copy(data, "described")
     file = other / "dataset.json"
 
@@ -194,29 +189,91 @@ def readers(place: Path, real: Path | None = None) -> list[Reader]:
     return found
 
 
-VOLUMES = (".nii", ".nii.gz")
-"""Endings that are fuzzed; a format needs a line in ``drawn_volumes`` too."""
+def volume_readers(place: Path, real: Path | None) -> list[Reader]:
+    """A reader of images and one of labels for every format."""
+    found = []
+    for ending, share in VOLUMES.items():
+        path = place / "volumes" / f"scan{ending}"
+        seeds = [*drawn_volumes(ending, path.parent), *real_volumes(real, ending)]
+        change = zipped_mutation if ending.endswith(".gz") else partial(byte_mutation, header=400)
+        found += [
+            Reader(f"image {ending}", path, seeds, change, partial(read_image, [path]), share),
+            Reader(f"label {ending}", path, seeds, change, partial(read_label, path), share),
+        ]
+    series = place / "series"
+    slices = drawn_series(series)
+    change = partial(byte_mutation, header=1200)
+    read = partial(read_image, [series])
+    found.append(Reader("DICOM slice", series / "1.dcm", slices[1:2], change, read, 3))
+    return found
 
 
-def drawn_volumes(ending: str) -> list[bytes]:
-    """Small good files of a format whose headers hold SECRET, as bytes."""
+VOLUMES = {
+    ".nii": 3, ".nii.gz": 3, ".nrrd": 2, ".nhdr": 2, ".mha": 2, ".mhd": 2, ".h5": 3,
+}  # fmt: skip
+"""Endings of the formats that are fuzzed, and their share of the inputs."""
+AFFINE = np.array([[-1.5, 0, 0, 3], [0, 1, 0, -8], [0, 0, 2, 4], [0, 0, 0, 1]])
+
+
+def drawn_volumes(ending: str, folder: Path) -> list[bytes]:
+    """Small good files of a format, as bytes; text in NIfTI headers is SECRET.
+
+    The data of detached headers are left in ``folder``, where the inputs will be.
+    """
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
-    affine = np.array([[-1.5, 0, 0, 3], [0, 1, 0.1, -8], [0, 0.1, 2, 4], [0, 0, 0, 1]])
     arrays = [
         rng.integers(0, 3, (6, 5, 4)).astype(np.int16),
         rng.normal(size=(5, 4, 3)).astype(np.float32),
-        rng.integers(0, 255, (4, 4, 3, 2)).astype(np.uint8),
     ]
-    files = []
+    if ending.startswith(".nii"):
+        arrays.append(rng.integers(0, 255, (4, 4, 3, 2)).astype(np.uint8))
+        images = [_nifti(array) for array in arrays]
+        return [gzip.compress(i, 1) if ending.endswith(".gz") else i for i in images]
+    if ending in (".nhdr", ".mhd"):
+        image = SimpleITK.GetImageFromArray(arrays[0].T)
+        SimpleITK.WriteImage(image, str(folder / f"scan{ending}"))
+        return [(folder / f"scan{ending}").read_bytes()]
+    path, files = folder / f"drawn{ending}", []
     for array in arrays:
-        image = nib.Nifti1Image(array, affine)
-        image.header["descrip"] = SECRET.encode()
-        image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", SECRET.encode()))
-        if array.dtype == np.int16:
-            image.header.set_slope_inter(2, 1)
-        content = image.to_bytes()
-        files.append(gzip.compress(content, 1) if ending.endswith(".gz") else content)
+        write_volume(path, array, AFFINE)
+        files.append(path.read_bytes())
     return files
+
+
+def _nifti(array: np.ndarray[Any, Any]) -> bytes:
+    image = nib.Nifti1Image(array, AFFINE)
+    image.header["descrip"] = SECRET.encode()
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", SECRET.encode()))
+    if array.dtype == np.int16:
+        image.header.set_slope_inter(2, 1)
+    content: bytes = image.to_bytes()
+    return content
+
+
+def drawn_series(folder: Path) -> list[bytes]:
+    """Three slices of a DICOM series whose headers hold SECRET; returns their bytes."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    study = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID")}
+    for k in range(3):
+        head = pydicom.Dataset()
+        head.file_meta = FileMetaDataset()
+        head.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        head.file_meta.MediaStorageSOPClassUID = head.SOPClassUID = MRImageStorage
+        head.SOPInstanceUID = head.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        values = {
+            **study, "PatientName": SECRET, "PatientID": SECRET, "SeriesDescription": SECRET,
+            "Modality": "MR", "InstanceNumber": k + 1, "SeriesNumber": 1, "Rows": 5, "Columns": 6,
+            "ImagePositionPatient": [0, 0, 2 * k], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+            "PixelSpacing": [1, 1.5], "SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": 16,
+            "PhotometricInterpretation": "MONOCHROME2", "HighBit": 15, "PixelRepresentation": 1,
+        }  # fmt: skip
+        for name, value in values.items():
+            setattr(head, name, value)
+        head.PixelData = rng.integers(0, 99, (5, 6)).astype("<i2").tobytes()
+        pydicom.dcmwrite(folder / f"{k}.dcm", head, enforce_file_format=True)
+    return [(folder / f"{k}.dcm").read_bytes() for k in range(3)]
 
 
 def real_volumes(real: Path | None, ending: str) -> list[bytes]:
@@ -229,9 +286,25 @@ def real_volumes(real: Path | None, ending: str) -> list[bytes]:
 
 # ------------------------------------------------------------------------------------- mutations
 
-ODD_BYTES = [b"\0", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\0\0\xc0\x7f",
-             b"\0\0\x80\x7f", b"\xff" * 8, struct.pack("<8h", 7, *[32767] * 7),
-             struct.pack("<8h", 3, 16, -1, 1, 1, 1, 1, 1), b"\n", b"'", b"\xe2\x80\xae"]  # fmt: skip
+ODD_BYTES = [
+    b"\0",
+    b"\xff",
+    b"\x7f\xff\xff\xff",
+    b"\xff\xff\xff\x7f",
+    b"\0\0\0\x80",
+    b"\0\0\xc0\x7f",
+    b"\0\0\x80\x7f",
+    b"\xff" * 8,
+    b"9" * 12,
+    b"-1",
+    b"../x",
+    b"/dev/zero",
+    struct.pack("<8h", 7, *[32767] * 7),
+    struct.pack("<8h", 3, 16, -1, 1, 1, 1, 1, 1),
+    b"\n",
+    b"'",
+    b"\xe2\x80\xae",
+]
 
 
 def byte_mutation(rng: random.Random, good: bytes, header: int) -> bytes:
@@ -263,11 +336,42 @@ def zipped_mutation(rng: random.Random, good: bytes) -> bytes:
 
 
 ODD_VALUES: list[Any] = [
-    None, True, -1, 0, 1, 2**31, 2**63, 10**18, 10**400, 1e-300, 1e300, float("inf"), float("nan"),
-    "", "../x", "/etc/passwd", "a\nb", "x" * 3000, "\0", "\ud800", "nan", "1e5", [], {}, [[]], [1, "a"],
-    {"a": 1}, [1e9, 1e9, 1e9], [10**6] * 3, [-16, 16, 16], [0, 0, 0], {"../x": 0, "b": 1},
-    {"background": 0, "a": 10**30}, {"0": "a", "00": "b"}, {"²": "a"},
-]  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    10**18,
+    10**400,
+    1e-300,
+    1e300,
+    float("inf"),
+    float("nan"),
+    "",
+    "../x",
+    "/etc/passwd",
+    "a\nb",
+    "x" * 3000,
+    "\0",
+    "\ud800",
+    "nan",
+    "1e5",
+    [],
+    {},
+    [[]],
+    [1, "a"],
+    {"a": 1},
+    [1e9, 1e9, 1e9],
+    [10**6] * 3,
+    [-16, 16, 16],
+    [0, 0, 0],
+    {"../x": 0, "b": 1},
+    {"background": 0, "a": 10**30},
+    {"0": "a", "00": "b"},
+    {"²": "a"},
+]
 
 
 def odd_value(rng: random.Random) -> Any:
@@ -306,13 +410,31 @@ def json_mutation(rng: random.Random, good: bytes) -> bytes:
 YAML_TRICKS = [
     b"!!python/object/apply:os.system ['touch /tmp/dcamt-was-here']\n",
     b"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b]\n"
-    b"d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e]\n",
-    b"&a [*a]\n", b"a: &a {b: *a}\n", b"? [1, 2]\n: 3\n", b"1: 2\n", b"seed: " + b"9" * 6000 + b"\n",
-    b"seed: " + b":".join([b"59"] * 5000) + b"\n", b"seed: 2001-99-99\n", b"seed: !!binary x\n",
-    b"seed: !!int x\n", b"train: !!set {a, b}\n", b"[" * 5000, b"- " * 5000, b"%YAML 9.9\n---\na: 1\n",
-    b"a: 1\n---\nb: 2\n", b"<<: {a: 1}\n", b"seed: !!float '.'\n", b"seed: !!timestamp '2'\n", b"\0",
-    b"seed: 0x" + b"f" * 9000 + b"\n", b"seed: 0b\n", b"seed: !!bool maybe\n", b"? !!null\n: !!null\n",
-]  # fmt: skip
+    b"d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d]\n"
+    b"f: [*e,*e,*e,*e,*e,*e,*e]\n",
+    b"&a [*a]\n",
+    b"a: &a {b: *a}\n",
+    b"? [1, 2]\n: 3\n",
+    b"1: 2\n",
+    b"seed: " + b"9" * 6000 + b"\n",
+    b"seed: " + b":".join([b"59"] * 5000) + b"\n",
+    b"seed: 2001-99-99\n",
+    b"seed: !!binary x\n",
+    b"seed: !!int x\n",
+    b"train: !!set {a, b}\n",
+    b"[" * 5000,
+    b"- " * 5000,
+    b"%YAML 9.9\n---\na: 1\n",
+    b"a: 1\n---\nb: 2\n",
+    b"<<: {a: 1}\n",
+    b"seed: !!float '.'\n",
+    b"seed: !!timestamp '2'\n",
+    b"\0",
+    b"seed: 0x" + b"f" * 9000 + b"\n",
+    b"seed: 0b\n",
+    b"seed: !!bool maybe\n",
+    b"? !!null\n: !!null\n",
+]
 
 
 def yaml_mutation(rng: random.Random, good: bytes) -> bytes:
