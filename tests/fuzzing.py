@@ -402,7 +402,7 @@ def json_mutation(rng: random.Random, good: bytes) -> bytes:
         nest = rng.choice(["[", '{"a":', "[1,"])
         return nest.encode() * rng.choice([10, 1000, 200_000])
     value = json.loads(good)
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
         value = value_mutation(rng, value)
     return json.dumps(value).encode()
 
@@ -444,7 +444,7 @@ def yaml_mutation(rng: random.Random, good: bytes) -> bytes:
     if draw < 0.35:
         return byte_mutation(rng, good, header=len(good))
     value = yaml.safe_load(good)
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
         value = value_mutation(rng, value)
     # JSON is YAML, and can say what a YAML writer refuses to.
     return json.dumps(value).encode() if rng.random() < 0.5 else yaml.dump(value).encode()
@@ -465,7 +465,7 @@ def safetensors_mutation(rng: random.Random, good: bytes) -> bytes:
         )
         header[name] = header.pop(rng.choice([n for n in header if n != "__metadata__"]))
     else:
-        for _ in range(rng.randint(1, 3)):
+        for _ in range(rng.choice([1, 1, 2])):
             header = value_mutation(rng, header)
             if not isinstance(header, dict):
                 break

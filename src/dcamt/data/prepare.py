@@ -112,14 +112,17 @@ def _usable(path: Path) -> bool:
         with path.open("rb") as file:
             file.seek(-_CHECKSUM_BYTES, os.SEEK_END)
             return file.read() == _checksum(array)
-    except (OSError, ValueError, EOFError, TypeError):
+    except Exception:  # a damaged header is parsed as Python, which may fail in any way
         return False
 
 
 def _save(path: Path, array: NDArray[np.generic]) -> None:
     array = np.ascontiguousarray(array)
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+        # As np.save does it, which does not tell when the disk is full.
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)
         file.write(_checksum(array))
 
 
