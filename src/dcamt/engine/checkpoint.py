@@ -150,7 +150,7 @@ def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError):
+    except (OSError, SafetensorError, ValueError, RuntimeError):  # the last: too large to map
         raise InputError(
             f"{path}: is missing or not a readable safetensors checkpoint; give a run folder that "
             "`dcamt train` wrote"
