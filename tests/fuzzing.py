@@ -27,7 +27,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Reader:
 
     name: str
     file: Path
-    seeds: Sequence[bytes]
+    seeds: Sequence[bytes] = field(repr=False)
     mutate: Mutate
     read: Callable[[], object]
     share: int = 1  # of the inputs, against the other readers'
