@@ -348,3 +348,14 @@ def test_a_pipe_in_place_of_a_file_is_refused(strange, phantoms, tmp_path, name)
     os.mkfifo(run / name)
     with pytest.raises(InputError, match=run.name):
         api.predict(run, phantoms, tmp_path / "out", quiet=True)
+
+
+def test_a_message_is_one_printable_line(cli, tmp_path):
+    folder = tmp_path / "a\nb\x1b[31m"
+    folder.mkdir()
+    code, _, errors = cli("inspect", folder)
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert errors.rstrip().isprintable()
+    assert "a\\nb\\x1b[31m" in errors
+    assert len(str(InputError("x" * 10**6))) < 1100
