@@ -162,7 +162,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="pairs of the small patch")
-    parser.add_argument("--large-rounds", type=int, default=2, help="pairs of the large patch")
+    parser.add_argument("--large-rounds", type=int, default=1, help="pairs of the large patch")
     options = parser.parse_args()
     print("| patch | method | plain / engine | waiting | memory | largest loss difference |")
     print("|---|---|---|---|---|---|")
