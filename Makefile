@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint format types clean
+.PHONY: help demo test test-slow fuzz bench lint format types clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,9 +21,13 @@ test: lint types ## lint, type check and the quick tests
 test-slow: $(INSTALLED) ## the tests that take minutes
 	$(PYTEST) -m slow
 
+fuzz: $(INSTALLED) ## 10,000 damaged files for every reader
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --inputs 10000
+
 bench: $(INSTALLED) ## speed and memory against the plain loop, as ratios
 	$(BIN)/python benchmarks/bench_training.py
 	$(BIN)/python benchmarks/bench_inference.py
+	$(BIN)/python benchmarks/bench_memory.py
 
 lint: $(INSTALLED) ## check style and format, change nothing
 	$(BIN)/ruff check

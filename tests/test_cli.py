@@ -340,20 +340,6 @@ def test_a_disk_that_refuses_the_segmentation_leaves_no_half_of_it(
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root can mount a small file system")
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("this system does not let root mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_ends_the_training_with_a_sentence(cli, phantoms, small_disk, tiny):
     result = cli(*train_args(phantoms, small_disk / "run", tiny))
     assert_refused(result, "last.safetensors", "No space left")

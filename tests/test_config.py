@@ -201,7 +201,7 @@ def test_a_broken_file_is_refused(recipe: Path, content: bytes) -> None:
     recipe.write_bytes(content)
     message = refusal(path=recipe)
     assert str(recipe) in message
-    assert "YAML" in message
+    assert "plain" in message
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])
@@ -218,6 +218,37 @@ def test_a_key_that_is_no_word_is_refused(recipe: Path, text: str) -> None:
 def test_an_empty_file_is_the_defaults(recipe: Path) -> None:
     recipe.write_text("# nothing yet\n")
     assert load_config(recipe) == Config()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: [*a, *a]\n",
+        "\n".join(
+            f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 9) if i else 'x'}]" for i in range(12)
+        ),
+        "&a [*a]\n",
+        "train: {<<: &a {iterations: 3}, <<: *a}\n",
+    ],
+)
+def test_yaml_cannot_expand(recipe: Path, text: str) -> None:
+    recipe.write_text(text)
+    assert "plain YAML" in refusal(path=recipe)
+
+
+def test_what_this_program_saves_has_no_references(recipe: Path) -> None:
+    size = [16, 16, 16]
+    config = load_config(None, [f"data.patch={size}", f"predict.stride={size}"])
+    save_config(config, recipe)
+    assert load_config(recipe) == config
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: " + "9" * 5000, "[" * 5000, "seed: 2001-99-99", "a: !!int x"]
+)
+def test_values_that_a_parser_trips_over(recipe: Path, text: str) -> None:
+    recipe.write_text(text)
+    assert "plain YAML" in refusal(path=recipe)
 
 
 def test_yaml_cannot_run_anything(recipe: Path, tmp_path: Path) -> None:
@@ -239,6 +270,7 @@ PLAN = Plan(
     crop=False,
     normalization=(
         Normalization(),
+        Normalization(scheme="zscore"),
         Normalization(scheme="window", low=-120, high=240, mean=1 / 7, std=1e-5),
     ),
     patch=(112, 112, 80),

@@ -21,3 +21,18 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_test_that_is_named_exists() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(named) > 30
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
+
+
+def test_every_line_of_a_reliability_table_names_a_test() -> None:
+    faults, strangers, *_ = (ROOT / "docs" / "reliability.md").read_text().split("\n## ")[1:]
+    for line in (faults + strangers).splitlines():
+        if line.startswith("| ") and not line.startswith(("| fault |", "| bad input |")):
+            assert re.search(r"`tests/[^`]+::\w+` \|$", line), line

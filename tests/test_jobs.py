@@ -28,6 +28,17 @@ def test_jobs_run_in_their_places_and_failures_stop_nobody(tmp_path):
     assert jobs[0].log.read_text() == "here\nhere\n"
 
 
+def test_a_job_that_is_killed_stops_nobody(tmp_path):
+    jobs = [
+        job(tmp_path, "a", "import os; os.kill(os.getpid(), 9)", "print('never')"),
+        job(tmp_path, "b", "print(1)"),
+    ]
+    finished = []
+    failed = run_jobs(jobs, [{}], lambda done: finished.append(done.name))
+    assert finished == ["b"]
+    assert failed == {"a": "killed by signal 9"}
+
+
 def test_as_many_run_at_once_as_there_are_places(tmp_path):
     """Each of the two waits for a file that the other one writes."""
 

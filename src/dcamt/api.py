@@ -21,6 +21,7 @@ from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.experiment import load_run, train_run
 from dcamt.export import export_run
+from dcamt.files import remove_abandoned
 from dcamt.inference.predict import DICOM_SEG, Extras, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
@@ -143,6 +144,8 @@ def predict(
     fabric = make_fabric(device, "32-true")
     predictor = make_predictor(method, plan, fabric.device, backend)
     console = Console(stderr=True, quiet=quiet)
+    for folder in (Path(out), *(Path(out) / name for name in extras.folders())):
+        remove_abandoned(folder)
     todo = [scan for scan in scans if not outputs[scan.name].exists()]
     begin = time.monotonic()
     with kept_memory():

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from dcamt.config import Config, MethodConfig, load_config
-from dcamt.data.dataset import Dataset, read_dataset
+from dcamt.data.dataset import Dataset, read_dataset, read_json
 from dcamt.data.split import Split, choose_split
 from dcamt.data.volume import read_image, read_label
 from dcamt.engine.train import choose_device
@@ -30,10 +30,11 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
 from dcamt.evaluation.statistics import against_first, case_means, gap_closed, over_seeds
 from dcamt.experiment import plan_run, refuse_changes, resolve_method
-from dcamt.files import atomic, remove_temporary, write_text
+from dcamt.files import atomic, refuse_links, remove_temporary, write_text
 from dcamt.jobs import Job, places, run_jobs
 from dcamt.reporting.charts import plot_efficiency, plot_metrics
 from dcamt.reporting.figures import plot_contours
+from dcamt.reporting.run_folder import read_scores
 from dcamt.reporting.tables import csv_text, latex, markdown
 
 BASELINE = "vnet"
@@ -168,6 +169,10 @@ def compare(
             # Refuses what training would, and prepares the volumes before many want them at once.
             plan_run(dataset, config, design.splits, count)
     with _alone(out) as lock:
+        refuse_links(out, ("runs", "logs", "splits", "test-scans"))
+        for run in runs:
+            name = run.folder.name
+            refuse_links(out, (f"runs/{name}", f"runs/{name}/test", f"logs/{name}.log"))
         remove_temporary(out)
         _write_inputs(out, found, cases, config)
         todo = [run for run in runs if not run.done]
@@ -263,10 +268,7 @@ def _refuse_other(run: _Run) -> None:
     if not (run.folder / "config.yaml").exists():
         return
     refuse_changes(run.config, load_config(run.folder / "config.yaml"), run.folder)
-    try:
-        kept = json.loads((run.folder / "split.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{run.folder}/split.json: is missing or broken; remove the run") from None
+    kept = read_json(run.folder / "split.json")
     if kept != json.loads(_dump(run.cases.split)):
         raise InputError(
             f"{run.folder}: was begun with other cases; give the same --splits, or another --out"
@@ -365,11 +367,8 @@ def _alone(out: Path) -> Iterator[int]:
 
 
 def _read_scores(run: _Run) -> dict[str, Any]:
-    try:
-        scores: dict[str, Any] = json.loads(run.scores.read_text(encoding="utf-8"))
-        return scores
-    except ValueError:
-        raise InputError(f"{run.scores}: is broken; remove the file and go on") from None
+    """What the run was scored; InputError if the file is broken: without it, the run goes on."""
+    return read_scores(run.scores)
 
 
 def _collect(

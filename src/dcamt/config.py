@@ -17,10 +17,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from dcamt.errors import InputError
-from dcamt.files import write_text
+from dcamt.files import read_text, write_text
 
 
 def _orientation(code: str) -> str:
@@ -43,6 +44,10 @@ Window = Annotated[tuple[float, float], AfterValidator(_window)]
 Patch = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
+_LONGEST_SHOWN = 100
+_LARGEST_NUMBER = 2**63
+
+
 class Section(BaseModel):
     """Frozen, and closed to unknown keys and to numbers that are not finite."""
 
@@ -63,6 +68,12 @@ class Normalization(Section):
     mean: float | None = None
     std: PositiveFloat | None = None
 
+    @model_validator(mode="after")
+    def _whole_window(self) -> "Normalization":
+        if self.scheme == "window" and None in (self.low, self.high, self.mean, self.std):
+            raise ValueError("a window needs low, high, mean and std")
+        return self
+
 
 class DataConfig(Section):
     """What preparation may be told; everything left at null is planned from the data."""
@@ -82,11 +93,19 @@ class Plan(Section):
     channels: tuple[str, ...]
     classes: tuple[str, ...]
     ignore: int | None
-    orientation: str
+    orientation: Orientation
     spacing: Triple
     crop: bool
     normalization: tuple[Normalization, ...]
     patch: Patch
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Plan":
+        if not self.channels or len(self.normalization) != len(self.channels):
+            raise ValueError("each channel needs one normalization")
+        if not 2 <= len(self.classes) <= 256:
+            raise ValueError("name the background and 1 to 255 classes")
+        return self
 
 
 class NetworkConfig(Section):
@@ -179,7 +198,7 @@ def validated(section: type[AnySection], values: Any, source: str) -> AnySection
         return section.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the configuration"
+        key = _shown(".".join(map(str, first["loc"])) or "the configuration").strip("'\"")
         if first["type"] == "extra_forbidden":
             known = ", ".join(_fields_beside(section, first["loc"]))
             raise InputError(f"{source}: unknown key '{key}'; known keys there: {known}") from None
@@ -187,7 +206,13 @@ def validated(section: type[AnySection], values: Any, source: str) -> AnySection
             raise InputError(f"{source}: {key} is missing") from None
         message = first["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
-        raise InputError(f"{source}: {key} = {first['input']!r}: {message}") from None
+        raise InputError(f"{source}: {key} = {_shown(first['input'])}: {message}") from None
+
+
+def _shown(value: Any) -> str:
+    """A value of the user's as one short line."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _fields_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -202,18 +227,52 @@ def _fields_beside(section: type[BaseModel], location: tuple[int | str, ...]) ->
     return sorted(section.model_fields)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML of plain values: no object, no reference to another place, no endless number.
+
+    References can make a short file stand for more values than fit into memory.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.constructor.ConstructorError(
+                None, None, "references (*name) are not plain values", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_number(self, node: Any) -> int:
+        number = self.construct_yaml_int(node)
+        if abs(number) >= _LARGEST_NUMBER:
+            raise ValueError
+        return number
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_number)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The plain values of a YAML text; InputError names ``source`` and the line."""
+    try:
+        loader = _PlainLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, RecursionError,
+            AttributeError, TypeError) as error:  # fmt: skip
+        # Not the parser's own words: they quote the file.
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "a value in it"
+        raise InputError(f"{source}: is not plain YAML ({where}); correct it") from None
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of plain values; InputError if it is missing, broken or not a mapping."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: is not plain YAML ({reason}); correct the file") from None
+    values = parse_yaml(read_text(path), str(path))
     if values is None:
         return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"{path}: must hold 'key: value' lines; correct the file")
     return values
 
@@ -228,10 +287,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         key, found, text = override.partition("=")
         if not found or not key:
             raise InputError(f"--set {override}: write it as key=value, e.g. train.iterations=2000")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"--set {override}: the value is not plain YAML") from None
+        value = parse_yaml(text, f"--set {override}")
         _set(values, key.split("."), value, override)
     return validated(Config, values, str(path) if path else "configuration")
 

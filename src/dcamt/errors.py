@@ -1,9 +1,18 @@
 """The one exception a user is meant to read."""
 
+_LONGEST = 1000
+
 
 class InputError(Exception):
     """Something the user gave cannot be used.
 
     The message is one sentence: which file or option, what is wrong with it, what to do. The
-    command line prints it without a traceback and exits with code 2.
+    command line prints it without a traceback and exits with code 2. Names in it may come from a
+    stranger's file: what cannot be printed is escaped, and the middle of what is endless left out.
     """
+
+    def __init__(self, message: str):
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 3 :]}"
+        super().__init__(line)

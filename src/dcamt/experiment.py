@@ -5,16 +5,17 @@ import platform
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
-from dcamt.data.dataset import find_classes, read_dataset
+from dcamt.data.dataset import find_classes, read_dataset, read_json
 from dcamt.data.patches import Batches
 from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import Prepared, prepare
@@ -23,7 +24,7 @@ from dcamt.engine import checkpoint
 from dcamt.engine.train import choose_device, make_fabric, train
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate, write_json
-from dcamt.files import TEMPORARY, remove_temporary, write_text
+from dcamt.files import TEMPORARY, refuse_links, remove_temporary, write_text
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap
@@ -34,6 +35,8 @@ from dcamt.methods.method import Method
 from dcamt.networks.vnet import STRIDE, VNet
 from dcamt.reporting.report import write_report
 
+_WRITTEN = ("log.csv", "tensorboard", "validation")
+"""What is written in place or below; all else is moved into place, which replaces a link."""
 _VERSIONS = ("dcamt", "torch", "monai", "lightning-fabric", "numpy", "scipy", "nibabel")
 
 
@@ -61,7 +64,10 @@ def train_run(
     else:
         _refuse_existing(out, resume)
         config, split = _begin(dataset, out, config, splits, labeled)
+    refuse_links(out, _WRITTEN)
     remove_temporary(out)
+    if resume and (out / "last.safetensors").exists():
+        check_fit(config, out / "last.safetensors")
     fabric = make_fabric(config.device, config.train.precision, config.train.devices)
     try:
         work = partial(_train, config=config, split=split, out=out, resume=resume, quiet=quiet)
@@ -71,6 +77,10 @@ def train_run(
         if kind.endswith(InputError.__name__):
             raise InputError(message) from None
         raise
+    except ProcessExitedException:
+        raise InputError(
+            f"{out}: one of the training processes died; continue with --resume"
+        ) from None
     if split.val:
         _segment_validation(out, split, fabric.device)
     write_report(out)
@@ -146,7 +156,7 @@ def resolve_method(method: MethodConfig) -> MethodConfig:
 def _method_options(method: MethodConfig) -> Section:
     if method.name not in METHODS:
         known = ", ".join(sorted(METHODS))
-        raise InputError(f"method '{method.name}' is unknown; known methods: {known}")
+        raise InputError(f"method {method.name[:50]!r} is unknown; known methods: {known}")
     return validated(METHODS[method.name].Config, method.options, f"method {method.name}")
 
 
@@ -177,9 +187,28 @@ def load_run(run: Path, weights: str = "last") -> tuple[Config, Method]:
     config = load_config(run / "config.yaml")
     if config.plan is None:
         raise InputError(f"{run}/config.yaml: has no plan; give a run that `dcamt train` wrote")
+    check_fit(config, run / f"{weights}.safetensors")
     method = build_method(config)
     checkpoint.load(run / f"{weights}.safetensors", method)
     return config, method
+
+
+def check_fit(config: Config, weights: Path) -> None:
+    """InputError unless ``weights`` hold just what ``config`` describes.
+
+    Told from shapes alone: a stranger's configuration may describe a network of any size.
+    """
+    assert config.plan is not None
+    if any(size % STRIDE for size in config.plan.patch):
+        raise InputError(f"{weights.parent}/config.yaml: plan.patch is no multiple of {STRIDE}")
+    try:
+        with torch.device("meta"):
+            method = build_method(config)
+    except (RuntimeError, ValueError, OverflowError, TypeError, MemoryError):
+        raise InputError(
+            f"{weights.parent}/config.yaml: describes a network that cannot be built"
+        ) from None
+    checkpoint.check(weights, method)
 
 
 def _refuse_existing(out: Path, resume: bool) -> None:
@@ -237,11 +266,21 @@ def plan_run(
 
 def _read_run(run: Path) -> tuple[Config, Split]:
     config = load_config(run / "config.yaml")
+    if config.plan is None or config.dataset is None:
+        raise InputError(f"{run}/config.yaml: has no plan or no data set; start a new run")
     try:
-        values = json.loads((run / "split.json").read_text(encoding="utf-8"))
-        return config, Split(**{key: tuple(names) for key, names in values.items()})
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise InputError(f"{run}/split.json: is missing or broken; start a new run") from None
+        values = read_json(run / "split.json")
+        lists = {key: tuple(names) for key, names in values.items() if isinstance(names, list)}
+        split = Split(**lists)
+        known = {case.name for case in read_dataset(config.dataset).cases}
+        if lists.keys() == values.keys() and known.issuperset(chain(*lists.values())):
+            return config, split
+    except TypeError:  # other lists, or what no list of names holds
+        pass
+    raise InputError(
+        f"{run}/split.json: is broken or names cases that {config.dataset} does not have; start a "
+        "new run"
+    )
 
 
 def refuse_changes(asked: Config, kept: Config, run: Path) -> None:

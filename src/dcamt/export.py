@@ -1,9 +1,10 @@
 """``dcamt export``: a trained run made small enough to hand on."""
 
-import shutil
+import json
 from pathlib import Path
 
 from dcamt.config import save_config
+from dcamt.data.dataset import read_json
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.experiment import load_run
@@ -25,7 +26,7 @@ def export_run(run: Path, out: Path, weights: str = "last", megabytes: float = 1
     config, method = load_run(run, weights)
     card = model_card([run])
     write_text(out / "card.md", card)
-    shutil.copyfile(run / "versions.json", out / "versions.json")
+    write_text(out / "versions.json", json.dumps(read_json(run / "versions.json"), indent=1))
     save_config(config.model_copy(update={"dataset": None}), out / "config.yaml")
     # Always under the name that `predict` takes without being told.
     return checkpoint.save_half(out / "last.safetensors", method, int(1e6 * megabytes))

@@ -1,14 +1,21 @@
-"""Writing files so that a final name never holds half a file."""
+"""Writing files so that a final name never holds half a file, and reading small ones safely."""
 
 import os
-from collections.abc import Iterator
+import platform
+import stat
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dcamt.errors import InputError
 
 TEMPORARY = ".tmp-"
-"""Names that begin so are of files in the making."""
+"""Names that begin so are of files in the making: .tmp-MACHINE-PROCESS-NAME."""
+ABANDONED = 24 * 3600
+"""Seconds after which a file in the making that nobody has touched is nobody's."""
+TEXT_LIMIT = 1 << 26
+"""Bytes that a text file may have; the log of a million iterations has fewer."""
 
 
 @contextmanager
@@ -18,7 +25,7 @@ def atomic(path: Path) -> Iterator[Path]:
     The temporary name keeps the ending, which writers of volumes go by. Raises InputError when
     the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{_machine()}-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -36,12 +43,84 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what a killed process left half-written in ``folder`` and below."""
+    """Remove what a killed process left half-written in ``folder`` and below, which is ours alone.
+
+    In a folder that other processes write to, see ``remove_abandoned``.
+    """
     for path in folder.rglob(f"{TEMPORARY}*"):
-        path.unlink()
+        path.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left half-written in a ``folder`` that several may write to.
+
+    What a process of this machine is still writing stays, and so does, for a day, what may be of
+    another machine.
+    """
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # another process may remove it at the same moment
+            if _is_abandoned(path):
+                path.unlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    machine, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
+    process = rest.partition("-")[0]
+    if machine == _machine() and process.isdecimal():
+        return not _is_alive(int(process))
+    return time.time() - path.stat().st_mtime > ABANDONED
+
+
+def _machine() -> str:
+    """This machine's name, without the character that ends it in a temporary name."""
+    return platform.node().replace("-", "_").replace("/", "_") or "machine"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, with or without a byte order mark.
+
+    Raises InputError for what cannot be read, is no regular file (a pipe never ends), is larger
+    than a text file of this program can be, or is not UTF-8.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: cannot be read (it is no regular file); give a text file")
+        if status.st_size > TEXT_LIMIT:
+            raise InputError(
+                f"{path}: has {status.st_size} bytes, too many for such a file; check the path"
+            )
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not plain text (UTF-8); save it as such") from None
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """InputError if something in ``folder`` that is to be written to leads out of it.
+
+    A folder that somebody else made could hold a link, and writing to it would change a file of
+    the user.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise InputError(
+                f"{folder / name}: is a link, which would be written through; remove it"
+            )

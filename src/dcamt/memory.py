@@ -1,8 +1,11 @@
-"""Memory of the process."""
+"""Memory of the process and of the machine."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from dcamt.errors import InputError
 
 # Parameters of glibc's mallopt(3) and its defaults.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -31,3 +34,27 @@ def kept_memory() -> Iterator[None]:
         for parameter, value in _DEFAULTS.items():
             mallopt(parameter, value)
         trim(0)
+
+
+def check_fits(needed: float, what: str) -> None:
+    """InputError if ``what`` takes more bytes of memory than this process may have.
+
+    Says nothing where the system does not tell.
+    """
+    held = _most_memory()
+    if needed > held:
+        raise InputError(
+            f"{what} takes {needed / 1e9:.3g} GB of memory, but there are {held / 1e9:.3g} here"
+        )
+
+
+def _most_memory() -> float:
+    """Bytes of the machine's memory, or of this process's limit where that is lower."""
+    try:
+        import resource  # noqa: PLC0415
+
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    except (ImportError, AttributeError, ValueError, OSError):
+        return float("inf")
+    return machine if limit == resource.RLIM_INFINITY else min(machine, limit)

@@ -149,6 +149,18 @@ def test_a_changed_image_is_prepared_anew(tmp_path):
     assert not np.array_equal(*arrays)
 
 
+def test_a_changed_image_with_its_old_date_is_prepared_anew(tmp_path):
+    """As a copy that keeps dates leaves it."""
+    path = tmp_path / "a.nii"
+    arrays = []
+    for i in range(2):
+        values = np.random.default_rng(i).normal(0, 1, (10, 9, 8)).astype(np.float32)
+        write_volume(path, values, AFFINE)
+        os.utime(path, ns=(0, 1_000_000_000))
+        arrays.append(prepare([Case("a", (path,), None)], plan_of())[0].image.copy())
+    assert not np.array_equal(*arrays)
+
+
 def test_a_changed_label_is_prepared_anew_and_its_image_stays(case):
     old = prepare([case], plan_of())[0]
     write_volume(case.label, np.ones((10, 9, 8), np.int16), AFFINE)
@@ -167,6 +179,20 @@ def test_a_damaged_entry_is_built_again(case, which, damage):
     path.unlink()
     if damage != "gone":
         path.write_bytes({"cut": content[:-7], "empty": b"", "garbage": b"x" * 999}[damage])
+    again = prepare([case], plan_of())[0]
+    np.testing.assert_array_equal(again.image, image)
+    np.testing.assert_array_equal(again.label, label)
+
+
+@pytest.mark.parametrize("which", ["image_path", "label_path"])
+def test_a_flipped_bit_is_noticed(case, which):
+    ready = prepare([case], plan_of())[0]
+    image, label = ready.image.copy(), ready.label.copy()
+    path = getattr(ready, which)
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.unlink()
+    path.write_bytes(content)
     again = prepare([case], plan_of())[0]
     np.testing.assert_array_equal(again.image, image)
     np.testing.assert_array_equal(again.label, label)

@@ -290,6 +290,18 @@ def test_bad_image(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_extensions_are_not_read(tmp_path: Path, ending: str) -> None:
+    """One that claims a gigabyte is no reason to take a gigabyte."""
+    image = nib.Nifti1Image(NOISE, np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"private"))
+    content = bytearray(image.to_bytes())
+    content[352:356] = (1 << 30).to_bytes(4, "little")
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    np.testing.assert_array_equal(read_image([path]).array[0], NOISE)
+
+
 BAD_LABELS = {
     "4D": (np.ones((2, 2, 2, 2), np.uint8), "is 4D"),
     "fractions": (np.full((2, 2, 2), 0.5), "not whole numbers in 8 of 8 voxels"),

@@ -1,11 +1,13 @@
 import csv
 import math
+import multiprocessing
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -345,6 +347,59 @@ def test_the_command_leaves_with_the_code_of_its_signal(phantoms, tmp_path, tiny
         assert done > iterations
         assert f'"iteration": {done}' in content(run / "last.safetensors")[1]["state"]
         iterations = done
+
+
+def signal_workers(number, *others):
+    """Another process sends ``number`` to this training's only worker, and to ``others``."""
+    (worker,) = multiprocessing.active_children()
+    pids = map(str, (worker.pid, *others))
+    subprocess.run([sys.executable, "-c", f"import os, sys\nfor pid in sys.argv[1:]: "
+                    f"os.kill(int(pid), {int(number)})", *pids], check=True)  # fmt: skip
+    time.sleep(0.5)  # a process takes a moment to end
+
+
+def test_a_worker_that_dies_ends_the_training_with_a_sentence(start):
+    def kill(step, method, batch, at, update):
+        if at.iteration == 4:
+            signal_workers(signal.SIGKILL)
+        return step(batch, at, update)
+
+    settings = ("method.name=vnet", "train.iterations=12", "train.workers=1")
+    with pytest.raises(InputError, match=r"worker process died.*--resume") as caught:
+        start("run", *settings, change=kill)
+    assert "\n" not in str(caught.value)
+    whole = start("whole", *settings)
+    assert '"iteration": 3' in content(whole.parent / "run" / "last.safetensors")[1]["state"]
+    start("run", *settings, resume=True)
+    assert_equal(whole / "last.safetensors", whole.parent / "run" / "last.safetensors")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_workers_too_leaves_time_to_save(start, number):
+    """Ctrl-C in a terminal and most batch systems signal every process of a run."""
+
+    def send(step, method, batch, at, update):
+        if at.iteration == 4:
+            signal_workers(number, os.getpid())
+        return step(batch, at, update)
+
+    settings = ("method.name=vnet", "train.iterations=12", "train.workers=1")
+    with pytest.raises(Interrupted):
+        start("run", *settings, change=send)
+    run = start("whole", "method.name=vnet", "train.iterations=1").parent / "run"
+    assert '"iteration": 5' in content(run / "last.safetensors")[1]["state"]
+
+
+def test_an_error_in_a_worker_is_one_sentence(ready, tmp_path):
+    plan, labelled, unlabelled = ready
+    gone = [replace(case, image_path=tmp_path / "gone.npy") for case in labelled]
+    config = load_config(None, ["network.width=2", "method.name=vnet", "train.workers=1"])
+    config = config.model_copy(update={"plan": plan})
+    batches = Batches(gone, unlabelled, plan.patch, config.train, 0)
+    fabric = make_fabric("cpu", "32-true")
+    with pytest.raises(InputError, match=r"worker could not read.*gone\.npy") as caught:
+        train(build_method(config), batches, config.train, tmp_path, fabric, None, quiet=True)
+    assert "\n" not in str(caught.value)
 
 
 def saved_after(run, iterations):

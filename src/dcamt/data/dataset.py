@@ -26,6 +26,7 @@ import numpy as np
 from dcamt.data.formats import FORMATS, dicom, file_stem, hdf5
 from dcamt.data.volume import Volume, read_label
 from dcamt.errors import InputError
+from dcamt.files import read_text
 
 IGNORE = "ignore"
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -406,11 +407,14 @@ def _by_number(path: Path, key: str, entries: Any) -> tuple[str, ...]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or f"not valid JSON: {error}"
-        raise InputError(f"{path}: cannot be read ({reason}); correct the file") from error
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "a value"
+        raise InputError(
+            f"{path}: cannot be read (not valid JSON: {where}); correct the file"
+        ) from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object {{...}}, not a list or a single value")
     return content

@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
+from dcamt.data.dataset import read_json
 from dcamt.data.volume import Volume, write_volume
 from dcamt.errors import InputError
 from dcamt.files import write_text
@@ -56,7 +57,7 @@ def write_phantoms(
             "ask for at least one of each and for no more than there are"
         )
     description = root / "dataset.json"
-    if description.exists() and json.loads(description.read_text()).get("name") != NAME:
+    if description.exists() and read_json(description).get("name") != NAME:
         raise InputError(f"{root} holds another data set: choose a new or an empty folder")
 
     names = [f"phantom_{index:03d}" for index in range(cases)]

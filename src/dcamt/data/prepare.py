@@ -2,7 +2,9 @@
 
 A cache entry is named by a digest of the plan, the files and their sizes and dates, so that a
 changed plan or file never meets an old entry. Images and labels have entries of their own: a case
-whose label is hidden has no label entry to look at.
+whose label is hidden has no label entry to look at. An entry ends with a checksum of its array;
+one that a disk has spoilt is built again. Processes may share a cache: each writes under a name of
+its own and moves the whole file into place.
 """
 
 import hashlib
@@ -22,10 +24,11 @@ from dcamt.data.formats import parts_of
 from dcamt.data.space import label_to_network, to_network
 from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
 from dcamt.errors import InputError
-from dcamt.files import atomic
+from dcamt.files import atomic, remove_abandoned
 
-_FORMAT = 1
-"""Raised when prepared arrays change meaning."""
+_FORMAT = 2
+"""Raised when prepared arrays change meaning, or their files change form."""
+_CHECKSUM_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def prepare(cases: Sequence[Case], plan: Plan) -> list[Prepared]:
 
     Raises InputError for files that cannot be used and for labels that do not fit their image.
     """
+    remove_abandoned(cache_folder())
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda case: _prepare(case, plan), cases))
 
@@ -88,7 +92,7 @@ def _prepare(case: Case, plan: Plan) -> Prepared:
 def _key(plan: Plan, files: Sequence[Path]) -> str:
     try:
         parts = [part for file in files for part in parts_of(file)]
-        stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in parts]
+        stats = [_stamp(part) for part in parts]
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
     # The patch is cut later, so it does not decide what a prepared volume holds.
@@ -96,14 +100,33 @@ def _key(plan: Plan, files: Sequence[Path]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
+def _stamp(file: Path) -> tuple[str, int, int, int]:
+    """What tells one state of a file from another, also where its date was put back (ctime)."""
+    status = file.stat()
+    return str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def _usable(path: Path) -> bool:
     try:
-        np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            file.seek(-_CHECKSUM_BYTES, os.SEEK_END)
+            return file.read() == _checksum(array)
+    except Exception:  # a damaged header is parsed as Python, which may fail in any way
         return False
-    return True
 
 
 def _save(path: Path, array: NDArray[np.generic]) -> None:
+    array = np.ascontiguousarray(array)
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+        # As np.save does it, which does not tell when the disk is full.
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)
+        file.write(_checksum(array))
+
+
+def _checksum(array: NDArray[np.generic]) -> bytes:
+    """Sum of the array's elements as unsigned integers: seven times as quick as a CRC."""
+    bits = array.view(f"u{array.itemsize}")
+    return int(bits.sum(dtype=np.uint64)).to_bytes(_CHECKSUM_BYTES, "little")

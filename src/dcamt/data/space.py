@@ -4,6 +4,7 @@ Reorient, crop to the content, resample, normalise; the way back is carried by a
 are ``(C, X, Y, Z)``, spacings in mm.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from dcamt.config import Normalization, Plan
 from dcamt.data.volume import Volume
 from dcamt.losses.overlap import IGNORE
+from dcamt.memory import check_fits
 
 Shape = tuple[int, int, int]
 Array = NDArray[Any]
@@ -64,8 +66,11 @@ def to_network(image: Volume, plan: Plan) -> tuple[NDArray[np.float32], Placemen
     array, placement = place(image, plan.orientation, plan.crop)
     shape = _resampled_shape(placement.cropped, spacing_along(image, placement), plan)
     resampled = _resample(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), shape)
-    pairs = zip(resampled.numpy(), plan.normalization, strict=True)
-    return np.stack([normalize(channel, how) for channel, how in pairs]), placement
+    del array
+    prepared = np.empty(resampled.shape, np.float32)
+    for target, channel, how in zip(prepared, resampled.numpy(), plan.normalization, strict=True):
+        target[...] = normalize(channel, how)
+    return prepared, placement
 
 
 def label_to_network(label: Volume, placement: Placement, plan: Plan) -> NDArray[np.int8]:
@@ -91,9 +96,9 @@ def restore(values: torch.Tensor, placement: Placement) -> NDArray[np.float32]:
 
     Voxels outside the crop get 0.
     """
-    inner = _resample(values.float(), placement.cropped).numpy()
-    full = np.zeros((len(inner), *_reoriented(placement)), np.float32)
-    full[:, *placement.box] = inner
+    full = np.zeros((len(values), *_reoriented(placement)), np.float32)
+    for k in range(len(values)):  # one by one: a second copy of all of them would be the peak
+        full[k, *placement.box] = _resample(values[k : k + 1].float(), placement.cropped)[0]
     return _reorient(full, _inverse(placement.axes))
 
 
@@ -136,7 +141,11 @@ def _reoriented(placement: Placement) -> Shape:
 
 
 def _resampled_shape(shape: Shape, spacing: tuple[float, float, float], plan: Plan) -> Shape:
-    sizes = [max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, plan.spacing, strict=True)]
+    extents = [n * s / t for n, s, t in zip(shape, spacing, plan.spacing, strict=True)]
+    wanted = " x ".join(f"{t:g}" for t in plan.spacing)
+    needed = 4 * math.prod(max(1.0, n) for n in extents) * len(plan.channels)
+    check_fits(needed, f"a scan resampled to {wanted} mm (data.spacing)")
+    sizes = [max(1, round(n)) for n in extents]
     return sizes[0], sizes[1], sizes[2]
 
 

@@ -99,8 +99,8 @@ def read_label(path: Path) -> Volume:
         )
     whole = array
     if array.dtype.kind == "f":
-        whole = np.rint(array)
-        with np.errstate(invalid="ignore"):  # infinity minus infinity
+        with np.errstate(invalid="ignore"):  # NaN, infinity minus infinity
+            whole = np.rint(array)
             bad = int(np.count_nonzero(~(np.abs(array - whole) <= WHOLE_TOLERANCE)))
         if bad:
             raise InputError(

@@ -81,27 +81,53 @@ def load(
 ) -> dict[str, Any]:
     """Put a checkpoint into ``method`` (and ``optimizers``); returns the state it was saved with.
 
-    Raises InputError if the file is missing, broken, not ours, or of another method or shape.
+    Nothing is read before its name and shape are known to fit. Raises InputError if the file is
+    missing, broken, not ours, or of another method or shape.
     """
-    tensors: dict[str, Tensor] = {}
-    for file in _parts(path):
-        found, metadata = _read(file)
-        tensors |= found
-    weights = {k: v for k, v in tensors.items() if not k.startswith(_OPTIMIZER)}
+    state = check(path, method)
+    if optimizers is not None and not _is_usable(state):
+        raise InputError(f"{path}: holds weights alone, or is damaged; a run cannot go on from it")
+    weights: dict[str, Tensor] = {}
     try:
+        for part in _parts(path):
+            with safe_open(part, "pt") as file:
+                names = [name for name in file.keys() if not _is_state(name)]  # noqa: SIM118
+                weights |= {name: file.get_tensor(name) for name in names}
+                for key, optimizer in (optimizers or {}).items():
+                    _load_optimizer(optimizer, f"{_OPTIMIZER}{key}/", file)
         method.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: does not fit the configured method ({reason})") from None
-    for part, optimizer in (optimizers or {}).items():
-        _load_optimizer(optimizer, f"{_OPTIMIZER}{part}/", tensors)
-    state: dict[str, Any] = json.loads(metadata["state"])
+    except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError):
+        raise InputError(
+            f"{path}: cannot be loaded (it is damaged or of another version); give a run folder "
+            "that `dcamt train` wrote"
+        ) from None
+    return state
+
+
+def check(path: Path, method: Method) -> dict[str, Any]:
+    """The state a checkpoint was saved with; InputError unless its weights fit ``method``.
+
+    Reads headers only, and needs no more of ``method`` than shapes: it may be on "meta".
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    state: dict[str, Any] = {}
+    for part in _parts(path):
+        shapes, state = _header(part)
+        found |= {name: shape for name, shape in shapes.items() if not _is_state(name)}
+    wanted = {name: tuple(value.shape) for name, value in method.state_dict().items()}
+    if found != wanted:
+        differ = sum(found[name] != wanted[name] for name in found.keys() & wanted.keys())
+        raise InputError(
+            f"{path}: does not fit the configured method ({len(wanted.keys() - found.keys())} "
+            f"tensors are missing, {len(found.keys() - wanted.keys())} are unknown, {differ} have "
+            "another shape); give the run folder that it came from"
+        )
     return state
 
 
 def _parts(path: Path) -> list[Path]:
     """The files of a checkpoint; InputError if some of several are missing."""
-    number = re.compile(rf"{re.escape(path.stem)}-\d+-of-(\d+)")
+    number = re.compile(rf"{re.escape(path.stem)}-\d+-of-(\d{{1,6}})")
     counts = {found[1] for p in path.parent.glob("*") if (found := number.fullmatch(p.stem))}
     if path.exists() or not counts:
         return [path]
@@ -115,27 +141,53 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Shapes of the tensors of one file and the state beside them; its words are not repeated."""
     try:
+        # The library maps the file into memory, where a pipe or a device has no place.
+        if not path.is_file():
+            raise FileNotFoundError
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError):  # the last: too large to map
         raise InputError(
-            f"{path}: is not a readable safetensors checkpoint ({error}); give a run folder that "
+            f"{path}: is missing or not a readable safetensors checkpoint; give a run folder that "
             "`dcamt train` wrote"
         ) from None
-    if metadata.get("kind") != _KIND:
+    try:
+        state = json.loads(metadata["state"])
+        ours = metadata["kind"] == _KIND and isinstance(state, dict)
+    except (KeyError, ValueError, RecursionError):
+        ours = False
+    if not ours:
         raise InputError(f"{path}: is not a dcamt checkpoint; give one that `dcamt train` wrote")
-    return tensors, metadata
+    return shapes, state
 
 
-def _load_optimizer(optimizer: Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+def _is_usable(state: dict[str, Any]) -> bool:
+    """Whether this is where a training was: its iteration and its best score so far."""
+    iteration, best = state.get("iteration"), state.get("best")
+    if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
+        return False
+    return best is None or (isinstance(best, int | float) and 0 <= best <= 1)
+
+
+def _is_state(name: str) -> bool:
+    return name.startswith(_OPTIMIZER)
+
+
+def _load_optimizer(optimizer: Optimizer, prefix: str, file: Any) -> None:
+    """Raises ValueError for what this optimiser cannot have saved."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
+    for name in file.keys():  # noqa: SIM118
         if name.startswith(prefix):
             index, key = name.removeprefix(prefix).split("/")
-            state.setdefault(int(index), {})[key] = value
+            expected = () if key == "step" else tuple(parameters[int(index)].shape)
+            if tuple(file.get_slice(name).get_shape()) != expected:
+                raise ValueError
+            state.setdefault(int(index), {})[key] = file.get_tensor(name)
     layout = torch.channels_last_3d
     for values in state.values():
         for key, value in values.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from dcamt.errors import InputError
-from dcamt.files import write_text
+from dcamt.files import read_text, write_text
 
 _FLUSH_EVERY = 10
 
@@ -149,10 +149,13 @@ def _keep_rows(path: Path, iteration: int) -> float:
     """Drop the rows after ``iteration``, which will be made again; returns the seconds so far."""
     if not path.exists():
         return 0.0
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = lines[: 1 + iteration]
     if iteration == 0:
         path.unlink()
         return 0.0
+    kept = read_text(path).splitlines()[: 1 + iteration]
+    try:
+        seconds = float(kept[-1].split(",")[1])
+    except (IndexError, ValueError):
+        raise InputError(f"{path}: is broken; remove it and go on, or start a new run") from None
     write_text(path, "\n".join(kept) + "\n")
-    return float(kept[-1].split(",")[1])
+    return seconds

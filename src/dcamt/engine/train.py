@@ -115,10 +115,16 @@ def train(
     update = Update(fabric, optimizers)
     steps = range(state["iteration"], settings.iterations)
     mine = [step * fabric.world_size + fabric.global_rank for step in steps]
-    loader = DataLoader(batches, batch_size=None, sampler=mine, num_workers=settings.workers)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=mine,
+        num_workers=settings.workers,
+        worker_init_fn=_leave_signals_to_parent,
+    )
     writes = fabric.is_global_zero
     log = TrainingLog(run, settings.iterations, steps.start, quiet=quiet, writes=writes)
-    with log, kept_memory(), catch_signals() as stop:
+    with log, kept_memory(), catch_signals() as stop, _told_of_workers():
         for step, draw, batch in zip(steps, mine, loader, strict=True):
             # Every draw has its own seed, so no random state needs saving.
             torch.manual_seed(batches.seed * 1_000_003 + draw)
@@ -142,6 +148,30 @@ def train(
                     checkpoint.save(run / "last.safetensors", method, optimizers, state)
             if stop and step + 1 < settings.iterations:
                 raise Interrupted(stop[0])
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C and batch systems signal the workers too, which must live until the last save."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _told_of_workers() -> Iterator[None]:
+    """Turn the death of a worker, and an error in one, into one InputError."""
+    try:
+        yield
+    except (RuntimeError, OSError, InputError) as error:
+        text = str(error)
+        if "DataLoader worker" not in text:
+            raise
+        if text.startswith("Caught "):  # its own error, with its traceback
+            last = text.strip().splitlines()[-1].partition(": ")[2]
+            raise InputError(f"a worker could not read a case: {last}; use --resume") from None
+        raise InputError(
+            "a worker process died, perhaps for want of memory; the last checkpoint is kept: "
+            "continue with --resume, with a smaller train.workers if it happens again"
+        ) from None
 
 
 def _due(done: int, every: int, settings: TrainConfig) -> bool:

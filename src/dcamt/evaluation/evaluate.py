@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcamt.data.dataset import LITERATURE, volume_file
+from dcamt.data.dataset import LITERATURE, read_json, volume_file
 from dcamt.data.formats import hdf5
 from dcamt.data.volume import check_same_grid, read_label
 from dcamt.errors import InputError
@@ -251,7 +251,7 @@ def _declared_classes(label_folder: Path) -> tuple[dict[int, str], int | None]:
     if file is None:
         return {}, None
     try:
-        declared = json.loads(file.read_text(encoding="utf-8"))["labels"]
+        declared = read_json(file)["labels"]
         pairs = [(int(a), b) if a.isdecimal() else (int(b), a) for a, b in declared.items()]
         ignore = next((value for value, name in pairs if name == "ignore"), None)
         names = {value: str(name) for value, name in pairs if value not in (BACKGROUND, ignore)}

@@ -71,7 +71,11 @@ def predict_case(
     del array
     probabilities = branches[0] if len(branches) == 1 else branches.mean(0)
     restored = restored_probabilities(probabilities, placement)
-    segmentation = restored.argmax(0).astype(np.uint8)
+    if not extras.uncertainty:
+        del branches, probabilities
+    segmentation = most_probable(restored)
+    if not extras.probabilities:
+        del restored
     if extras.largest_component:
         segmentation = keep_largest(segmentation)
     ending = ending_of(output.name) or ""
@@ -112,8 +116,17 @@ def restored_probabilities(
 ) -> NDArray[np.float32]:
     restored = restore(probabilities, placement)
     # Outside the crop, where the scan is empty, everything is background.
-    restored[0][restored.sum(0) == 0] = 1.0
+    for x in range(restored.shape[1]):  # slab by slab: whole-volume temporaries are the peak
+        restored[0, x][restored[:, x].sum(0) == 0] = 1.0
     return restored
+
+
+def most_probable(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The class of every voxel, ``(K, X, Y, Z)`` to ``(X, Y, Z)``; argmax's own are of 64 bits."""
+    classes = np.empty(probabilities.shape[1:], np.uint8)
+    for x in range(len(classes)):
+        classes[x] = probabilities[:, x].argmax(0)
+    return classes
 
 
 def _file_part(name: str) -> str:

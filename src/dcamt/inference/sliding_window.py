@@ -1,5 +1,7 @@
 """Probabilities of a whole prepared volume from overlapping windows."""
 
+import math
+
 import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
@@ -7,6 +9,9 @@ from torch import Tensor
 from dcamt.config import Patch, PredictConfig
 from dcamt.errors import InputError
 from dcamt.inference.predictor import Predictor
+from dcamt.memory import check_fits
+
+_MOST_WINDOWS = 1_000_000
 
 
 @torch.inference_mode()
@@ -24,6 +29,8 @@ def branch_probabilities(
     than the patch is padded with zeros, the mean intensity, and the padding is cut off again. With
     ``mean`` the branches are averaged window by window, N is 1, and memory is that of one branch.
     """
+
+    _check_size(image, patch, classes, config)
 
     def windows(batch: Tensor) -> Tensor:
         laid_out = batch.contiguous(memory_format=torch.channels_last_3d)
@@ -43,6 +50,23 @@ def branch_probabilities(
         device=torch.device("cpu"),
     )[0]
     return averaged.unflatten(0, (-1, classes))
+
+
+def _check_size(image: Tensor, patch: Patch, classes: int, config: PredictConfig) -> None:
+    """InputError where the padded volume or the list of windows would not fit into memory."""
+    padded = [max(n, size) for n, size in zip(image.shape[1:], patch, strict=True)]
+    sides = " x ".join(map(str, patch))
+    needed = 4.0 * math.prod(padded) * (len(image) + classes)
+    check_fits(needed, f"a scan padded to the patch of {sides} voxels")
+    shares = window_overlap(patch, config)
+    count = math.prod(
+        1 + (n - size) / max(1, int(size * (1 - share)))
+        for n, size, share in zip(padded, patch, shares, strict=True)
+    )
+    if count > _MOST_WINDOWS:
+        raise InputError(
+            f"{count:.0f} windows would take for ever; lower the overlap or enlarge the stride"
+        )
 
 
 def window_overlap(patch: Patch, config: PredictConfig) -> tuple[float, float, float]:

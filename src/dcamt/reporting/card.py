@@ -42,7 +42,7 @@ def model_card(folders: Sequence[Path]) -> str:
     # Every method's file begins with one line that says what it is.
     summary = (sys.modules[type(method).__module__].__doc__ or "").splitlines()[0]
     about = _description(config.dataset)
-    seeds = sorted(int(run.config["seed"]) for run in runs)
+    seeds = sorted(load_config(run.folder / "config.yaml").seed for run in runs)
     parts = [
         f"# Model card: {config.method.name} on {about['name']}",
         f"{summary} It outlines {_listed(plan.classes[1:])} in 3D scans of "
@@ -134,8 +134,8 @@ def _figures(runs: Sequence[Run], classes: Sequence[str]) -> str:
     for key in ("mean", *found[0]["per_class"]):
         shown = [_parts(score, key) for score in found]
         figures = over_seeds(shown) if len(found) > 1 else shown[0]
-        cells = [_cell(figures["mean"][m], figures["std"].get(m), m) for m in METRICS]
-        name = "mean" if key == "mean" else classes[int(key)]
+        cells = [_cell(figures["mean"][m], figures.get("std", {}).get(m), m) for m in METRICS]
+        name = "mean" if key == "mean" else _class_name(key, classes)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     over = f"{len(found)} runs" if len(found) > 1 else "cases"
     missed, invented = (sum(score[kind] for score in found) for kind in ("missed", "invented"))
@@ -147,6 +147,10 @@ def _figures(runs: Sequence[Run], classes: Sequence[str]) -> str:
             f"{missed}, invented: {invented}; they have no distance and count as Dice 0.",
         ]
     )
+
+
+def _class_name(value: Any, classes: Sequence[str]) -> str:
+    return classes[int(value)] if int(value) < len(classes) else f"class {value}"
 
 
 def _parts(score: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -178,7 +182,7 @@ def _limits(runs: Sequence[Run], classes: Sequence[str]) -> str:
     if scored:
         worst = min(scored, key=lambda row: row["dice"])
         lines.append(
-            f"- Worst structure of a validation case: {classes[int(worst['class'])]}, "
+            f"- Worst structure of a validation case: {_class_name(worst['class'], classes)}, "
             f"Dice {100 * worst['dice']:.1f} %."
         )
     return "\n".join(lines)

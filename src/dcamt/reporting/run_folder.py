@@ -1,18 +1,87 @@
 """A run folder as it lies on disk, read for those who show it."""
 
 import csv
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 
 from dcamt.config import load_yaml
 from dcamt.data.dataset import read_json
+from dcamt.data.volume import LARGEST_LABEL
 from dcamt.errors import InputError
-from dcamt.evaluation.metrics import METRICS
+from dcamt.files import read_text
+
+_LABEL = Annotated[int, Field(ge=0, le=LARGEST_LABEL)]
+_Metric = FiniteFloat | None
+
+
+class _Part(BaseModel):
+    """What a report needs of a file; more may be there."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Metrics(_Part):
+    dice: _Metric
+    jaccard: _Metric
+    hd95: _Metric
+    asd: _Metric
+
+
+class _CaseScore(_Metrics):
+    case: str
+    label: _LABEL = Field(alias="class")
+    outcome: str
+
+
+class _ClassScore(_Metrics):
+    std: dict[str, _Metric] = {}
+    missed: NonNegativeInt = 0
+    invented: NonNegativeInt = 0
+
+
+class _Scores(_Part):
+    """validation.json, as `dcamt.evaluation.evaluate` writes it."""
+
+    cases: list[_CaseScore]
+    mean: _Metrics
+    std: dict[str, _Metric] = {}
+    per_class: dict[Annotated[str, Field(pattern=r"^[0-9]{1,5}$")], _ClassScore]
+    missed: NonNegativeInt
+    invented: NonNegativeInt
+    unit: str
+
+
+class _ShownPlan(_Part):
+    classes: list[str] = []
+    ignore: int | None = None
+
+
+class _ShownMethod(_Part):
+    name: str = ""
+
+
+class _ShownConfig(_Part):
+    """What is shown of config.yaml; `dcamt.config` knows it all."""
+
+    dataset: str | None = None
+    plan: _ShownPlan | None = None
+    method: _ShownMethod | None = None
+    predict: dict[str, Any] | None = None
+
+
+class _ShownSplit(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    labeled: list[str]
+    unlabeled: list[str]
+    val: list[str]
+    test: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -36,36 +105,39 @@ def read_run(run: Path) -> Run:
             raise InputError(
                 f"{run}: is not a run folder ({name} is missing); give the one that training wrote"
             )
-    split = read_json(run / "split.json")
     scores = run / "validation.json"
     return Run(
         folder=run,
-        config=load_yaml(run / "config.yaml"),
-        split={part: list(names) for part, names in split.items()},
+        config=_checked(load_yaml(run / "config.yaml"), _ShownConfig, run / "config.yaml"),
+        split=_checked(read_json(run / "split.json"), _ShownSplit, run / "split.json"),
         versions={key: str(value) for key, value in read_json(run / "versions.json").items()},
         log=_read_log(run / "log.csv"),
-        scores=_read_scores(scores) if scores.is_file() else None,
+        scores=read_scores(scores) if scores.is_file() else None,
     )
 
 
-def _read_scores(path: Path) -> dict[str, Any]:
-    scores = read_json(path)
-    missing = {"cases", "mean", "per_class", "missed", "invented", "unit"} - scores.keys()
-    wanted = {"case", "class", "outcome", *METRICS}
-    if missing or not all(
-        isinstance(row, dict) and wanted <= row.keys() for row in scores["cases"]
-    ):
-        raise InputError(f"{path}: lacks keys that evaluation writes; evaluate the run again")
-    return scores
+def read_scores(path: Path) -> dict[str, Any]:
+    """What `dcamt.evaluation.evaluate` wrote; InputError if that is not what it wrote."""
+    return _checked(read_json(path), _Scores, path)
+
+
+def _checked(content: dict[str, Any], model: type[BaseModel], path: Path) -> dict[str, Any]:
+    try:
+        model.model_validate(content)
+    except ValidationError:
+        raise InputError(
+            f"{path}: lacks keys or holds values that dcamt does not write there; restore it, or "
+            "remove it and make it anew"
+        ) from None
+    return content
 
 
 def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
     """Columns of the log, each (rows,) float64 with NaN for empty cells."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}); restore the file") from None
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error:
+        raise InputError(f"{path}: cannot be read as CSV; restore the file") from None
     if not rows or "iteration" not in rows[0]:
         raise InputError(f"{path}: needs a column 'iteration' and a row; train the run first")
     return {
@@ -75,6 +147,7 @@ def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
 
 def _number(cell: str | None) -> float:
     try:
-        return float(cell or "nan")
-    except ValueError:
+        number = float(cell or "nan")
+    except (ValueError, TypeError):  # text, or more cells than there are columns
         return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
-from dcamt.data.formats.guard import Array, check_axes, check_claim, file_size, reading
+from dcamt.data.formats.guard import Array, Bounded, check_axes, check_claim, file_size, reading
 from dcamt.errors import InputError
 
 KIND = "DICOM"
@@ -146,13 +147,23 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
+def _refuse_deflated(path: Path) -> None:
+    """InputError for a file that its parser would inflate as a whole, to whatever size."""
+    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        raise InputError(f"{path}: is deflated as a whole; export the series without compression")
+
+
 def _header(path: Path) -> Slice | None:
     """What is known of a file; None for multi-frame, NOT_AN_IMAGE for reports and the like."""
     if path.suffix.lower() in OTHER_ENDINGS:
         return NOT_AN_IMAGE
     with reading(path, KIND):
-        file_size(path)
-        head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(ELEMENTS))
+        with Bounded(path) as file:
+            if file.read(132)[128:] == b"DICM":  # else the next line tells what is wrong
+                _refuse_deflated(path)
+            file.seek(0)
+            head = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(ELEMENTS))
         # By its class, for a header that is cut short lacks its rows as well.
         kind = head.file_meta.get("MediaStorageSOPClassUID") or head.SOPClassUID
         if not kind.name.endswith("Image Storage"):
@@ -166,11 +177,8 @@ def _header(path: Path) -> Slice | None:
                 f"{path}: the header lacks {', '.join(missing)}, so the slice has no place in "
                 "space; leave out such images, or export the series again"
             )
-        if int(head.get("SamplesPerPixel", 1)) != 1 or syntax == DeflatedExplicitVRLittleEndian:
-            raise InputError(
-                f"{path}: holds colours or is deflated as a whole; export the series as grey "
-                "values without compression"
-            )
+        if int(head.get("SamplesPerPixel", 1)) != 1:
+            raise InputError(f"{path}: holds colours; export the series as grey values")
         allocated, kept = int(head.BitsAllocated), int(head.BitsStored)
         highest = int(head.get("HighBit", kept - 1))
         if allocated not in (8, 16, 32) or not 0 < kept <= highest + 1 <= allocated:
@@ -264,7 +272,8 @@ def _affine(folder: Path, slices: Sequence[Slice]) -> Array:
 
 def _pixels(one: Slice) -> Array:
     """Rescaled values (rows, columns) of a slice that is not compressed."""
-    data = pydicom.dcmread(one.path, specific_tags=["PixelData"]).PixelData
+    with Bounded(one.path) as file:
+        data = pydicom.dcmread(file, specific_tags=["PixelData"]).PixelData
     count = one.rows * one.columns
     values: Array = np.frombuffer(data, one.stored, count).reshape(one.rows, one.columns)
     values = values.astype(one.stored.newbyteorder("="))

@@ -6,6 +6,7 @@ over becomes one InputError.
 """
 
 import contextlib
+import io
 import os
 import stat
 import zlib
@@ -59,6 +60,19 @@ def file_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: cannot be read (it is no regular file); give a file")
     return status.st_size
+
+
+class Bounded(io.BufferedReader):
+    """A file that is never asked for more bytes than it has, whatever length a header claims."""
+
+    def __init__(self, path: Path):
+        self._size = file_size(path)
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most ``size`` bytes."""
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def contents(path: Path) -> bytes:

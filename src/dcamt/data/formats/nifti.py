@@ -26,6 +26,30 @@ KIND = "NIfTI"
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it prints what it mends
 
 
+class _NoExtensions(nib.nifti1.Nifti1Extensions):  # type: ignore[misc]
+    """Extensions are not needed, and claim their own size: a small file could fill the memory."""
+
+    @classmethod
+    def from_fileobj(cls, fileobj: Any, size: int, byteswap: bool) -> "_NoExtensions":
+        return cls()
+
+
+class _Header1(nib.Nifti1Header):  # type: ignore[misc]
+    exts_klass = _NoExtensions
+
+
+class _Header2(nib.Nifti2Header):  # type: ignore[misc]
+    exts_klass = _NoExtensions
+
+
+class _Image1(nib.Nifti1Image):  # type: ignore[misc]
+    header_class = _Header1
+
+
+class _Image2(nib.Nifti2Image):  # type: ignore[misc]
+    header_class = _Header2
+
+
 def read(path: Path, dtype: Any) -> tuple[Array, Array]:
     """Values (X, Y, Z, ...) with scale and offset applied, and the affine (voxel -> RAS+ mm).
 
@@ -34,7 +58,8 @@ def read(path: Path, dtype: Any) -> tuple[Array, Array]:
     packed = path.name.lower().endswith(".gz")
     with reading(path, KIND):
         size = file_size(path)
-        image: Any = nib.load(path, mmap=False)
+        kind = next(k for k in (_Image1, _Image2) if k.path_maybe_image(path)[0])
+        image: Any = kind.from_filename(path, mmap=False)
         shape, stored = image.shape, image.get_data_dtype()
         offset = int(image.dataobj.offset)  # the header itself forgets it on loading
     if stored.kind not in "iuf":
