@@ -169,7 +169,7 @@ def test_data_that_cannot_be_used_are_refused(cli, data, tmp_path, tiny, what):
 
 
 WRONG_OPTIONS = {
-    "unknown method": (["--method", "unet"], "dca-mt, dtc, evil"),
+    "unknown method": (["--method", "unet"], "dca-mt, dtc, dual-teacher"),
     "unknown key": (["--set", "train.iteration=5"], "iterations"),
     "unknown section": (["--set", "training.iterations=5"], "training"),
     "unknown option of the method": (["--set", "method.headz=2"], "headz"),

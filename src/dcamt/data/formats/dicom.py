@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import _read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dcamt.data.formats.guard import Array, Bounded, check_axes, check_claim, file_size, reading
@@ -147,9 +147,12 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _refuse_deflated(path: Path) -> None:
-    """InputError for a file that its parser would inflate as a whole, to whatever size."""
-    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+def _refuse_deflated(path: Path, file: Bounded) -> None:
+    """InputError for a file that its parser would inflate as a whole, to whatever size.
+
+    ``file`` stands after the preamble. pydicom's public function opens the file anew, unbounded.
+    """
+    syntax = _read_file_meta_info(file).get("TransferSyntaxUID")
     if syntax == DeflatedExplicitVRLittleEndian:
         raise InputError(f"{path}: is deflated as a whole; export the series without compression")
 
@@ -160,8 +163,8 @@ def _header(path: Path) -> Slice | None:
         return NOT_AN_IMAGE
     with reading(path, KIND):
         with Bounded(path) as file:
-            if file.read(132)[128:] == b"DICM":  # else the next line tells what is wrong
-                _refuse_deflated(path)
+            if file.read(132)[128:] == b"DICM":  # else the parser tells what is wrong
+                _refuse_deflated(path, file)
             file.seek(0)
             head = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(ELEMENTS))
         # By its class, for a header that is cut short lacks its rows as well.
