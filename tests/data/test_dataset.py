@@ -286,11 +286,19 @@ def test_bad_description(tmp_path: Path, name: str) -> None:
         read_dataset(folder(tmp_path, IMAGE, description))
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[" * 100_000])
-def test_broken_json(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"cannot be read \(not valid JSON"),
+        (b"[" * 100_000, r"cannot be read \(not valid JSON"),
+        (b"\xff\xfe\x00", "is not plain text"),
+    ],
+    ids=["cut", "deep", "binary"],
+)
+def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:
     root = folder(tmp_path, IMAGE)
     (root / "dataset.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"dataset\.json: .*not (valid JSON|plain text)"):
+    with pytest.raises(InputError, match=rf"dataset\.json: {message}"):
         read_dataset(root)
 
 

@@ -270,20 +270,20 @@ def test_a_value_that_is_not_declared(folders: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        "not json",
-        "[]",
-        "{}",
-        '{"labels": {"background": 0}}',
-        '{"labels": {"background": 0, "whole": [1, 2]}}',
-        '{"labels": ["background", "lesion"]}',
+        ("not json", "cannot be read"),
+        ("[]", "must hold a JSON object"),
+        ("{}", "has no usable list of classes"),
+        ('{"labels": {"background": 0}}', "has no usable list of classes"),
+        ('{"labels": {"background": 0, "whole": [1, 2]}}', "has no usable list of classes"),
+        ('{"labels": ["background", "lesion"]}', "has no usable list of classes"),
     ],
 )
-def test_unusable_dataset_json(folders: tuple[Path, Path], text: str) -> None:
+def test_unusable_dataset_json(folders: tuple[Path, Path], text: str, message: str) -> None:
     predictions, labels = folders
     (labels / "dataset.json").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=r"dataset\.json: has no usable list of classes"):
+    with pytest.raises(InputError, match=rf"dataset\.json: {message}"):
         evaluate(predictions, labels)
 
 

@@ -124,12 +124,14 @@ def test_the_label_is_used_where_there_is_one(
     assert (~batch.inside_u).any()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("into", ["both", "unlabeled"])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_mixed_patches_keep_their_labels_and_learn_from_the_unmixed(
-    seed, build, plain_update, batch
+    seed, into, build, plain_update, batch
 ) -> None:
     batch.inside_u[0] = True
-    method = build(DCAMT, components="mutual", paste=0.5, targets="soft").train()
+    options = {"components": "mutual", "paste": 0.5, "paste_into": into, "targets": "soft"}
+    method = build(DCAMT, **options).train()
     torch.manual_seed(seed)
     box = random_box((32, 16, 16), 0.5, torch.device("cpu"))
     # Inside the box a patch is its own, outside it is its partner's.
@@ -147,6 +149,8 @@ def test_mixed_patches_keep_their_labels_and_learn_from_the_unmixed(
         image[:, 0, x, y, z] = own[:, 0, x, y, z]
         label[:, x, y, z] = own_label[:, x, y, z]
         learnt[:, x, y, z] = own_known[:, x, y, z]
+    if into == "unlabeled":  # the labelled half stays whole
+        image[:2], label[:2], learnt[:2] = own[:2], own_label[:2], own_known[:2]
     with torch.no_grad():
         clean_t, clean_s, _, _ = method.pair(batch.image_u, batch.image_u)
         logits_t, logits_s, _, _ = method.pair(image, image)

@@ -28,6 +28,7 @@ VARIANTS += [("dca-mt", {"teacher": t}) for t in ("ema", "both")]
 VARIANTS += [
     ("dca-mt", {"units": "samples"}),
     ("dca-mt", {"paste": 0.5}),
+    ("dca-mt", {"paste": 0.5, "paste_into": "unlabeled"}),
     ("dca-mt", {"shared_attention": True, "heads": 8}),
     ("dca-mt", {"targets": "soft", "paste": 0.6}),
     ("dca-mt", {"temperature": 2.0, "bandwidths": [0.5, 1, 2]}),

@@ -57,9 +57,10 @@ class DCAMT(Method):
 
         Beyond the paper: ``targets`` that are ``hard`` put 0.5 (cross-entropy + Dice) with the
         other branch's most probable class in the place of the KL divergence; ``soft`` is the paper.
-        ``paste`` is the share of each side of a box that labelled and unlabelled patches exchange
-        (0: none), while the targets come from the unmixed patches. Both are part of the
-        distillation and go with it.
+        ``paste`` is the share of each side of the box that a patch keeps for itself (0: no mixing);
+        around it lies its partner from the other half of the batch, while the targets come from the
+        unmixed patches. ``paste_into`` mixes ``both`` halves, or ``unlabeled`` patches alone, so
+        that the labelled ones stay whole. All of it is part of the distillation and goes with it.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -82,6 +83,7 @@ class DCAMT(Method):
         ema_switch: Fraction = 0.5
         targets: Literal["soft", "hard"] = "hard"
         paste: Fraction = 0.0
+        paste_into: Literal["both", "unlabeled"] = "both"
 
     config: Config
 
@@ -148,20 +150,22 @@ class DCAMT(Method):
         """Labelled and unlabelled patches as one batch, mixed if ``paste`` says so."""
         to_u = torch.arange(len(batch.image_l)) % len(batch.image_u)  # partner of each labelled
         to_l = torch.arange(len(batch.image_u)) % len(batch.image_l)  # and each unlabelled patch
-        own = torch.ones_like(batch.inside_u[0])  # voxels a patch keeps for itself
+        own_l = own_u = torch.ones_like(batch.inside_u[0])  # voxels a patch keeps for itself
         clean = None
         if "distillation" in self.uses and self.config.paste:
             clean_t, clean_s, _, _ = self.pair(batch.image_u, batch.image_u)
             clean = torch.cat([clean_t[to_u], clean_t]), torch.cat([clean_s[to_u], clean_s])
-            own = random_box(own.shape, self.config.paste, own.device)
-        image_l = torch.where(own, batch.image_l, batch.image_u[to_u])
-        image_u = torch.where(own, batch.image_u, batch.image_l[to_l])
-        label_l = batch.label_l.masked_fill(~own, IGNORE)
-        label_u = batch.label_l[to_l].masked_fill(own, IGNORE)
+            own_u = random_box(own_u.shape, self.config.paste, own_u.device)
+            if self.config.paste_into == "both":
+                own_l = own_u
+        image_l = torch.where(own_l, batch.image_l, batch.image_u[to_u])
+        image_u = torch.where(own_u, batch.image_u, batch.image_l[to_l])
+        label_l = batch.label_l.masked_fill(~own_l, IGNORE)
+        label_u = batch.label_l[to_l].masked_fill(own_u, IGNORE)
         return _Patches(
             torch.cat([image_l, image_u]),
             torch.cat([label_l, label_u]),
-            torch.cat([batch.inside_u[to_u] & ~own, batch.inside_u & own]),
+            torch.cat([batch.inside_u[to_u] & ~own_l, batch.inside_u & own_u]),
             clean,
         )
 
