@@ -17,18 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bench_training import Clock
+from bench_training import planned, run_engine
 from fresh_process import in_process
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 from dcamt.config import Config, load_config
 from dcamt.data.dataset import find_classes, read_dataset
-from dcamt.data.patches import Batches
-from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import prepare
 from dcamt.data.volume import write_volume
-from dcamt.engine.train import make_fabric, train
+from dcamt.engine.train import make_fabric
 from dcamt.experiment import build_method
 from dcamt.files import write_text
 from dcamt.inference.predict import predict_case
@@ -159,9 +157,7 @@ def configuration(data: Path, workers: int = 0) -> Config:
             "device=cpu",
         ],
     )
-    found = find_classes(read_dataset(data))
-    plan = make_plan(found, fingerprint(found, list(found.cases), config.data), config.data)
-    return config.model_copy(update={"dataset": data, "plan": plan})
+    return planned(config, data)
 
 
 def preparation(data: Path) -> float:
@@ -175,16 +171,7 @@ def preparation(data: Path) -> float:
 
 def training(data: Path, workers: int = 0) -> float:
     """Median seconds of an iteration, waiting for data included."""
-    config = configuration(data, workers)
-    assert config.plan is not None
-    cases = prepare(find_classes(read_dataset(data)).cases, config.plan)
-    batches = Batches(cases, cases, config.plan.patch, config.train, config.seed)
-    method = build_method(config)
-    clock = Clock(method)
-    fabric = make_fabric(config.device, config.train.precision)
-    with tempfile.TemporaryDirectory() as out:
-        train(method, batches, config.train, Path(out), fabric, None, quiet=True)
-    return clock.measured().iteration
+    return run_engine(configuration(data, workers)).iteration
 
 
 def prediction(data: Path, scan: Path | None = None) -> float:

@@ -83,6 +83,11 @@ def configuration(method: str, patch: tuple[int, int, int], data: Path, iteratio
             "device=cpu",
         ],
     )
+    return planned(config, data)
+
+
+def planned(config: Config, data: Path) -> Config:
+    """``config`` with the plan of a data set that is labelled throughout."""
     found = find_classes(read_dataset(data))
     plan = make_plan(found, fingerprint(found, list(found.cases), config.data), config.data)
     return config.model_copy(update={"dataset": data, "plan": plan})

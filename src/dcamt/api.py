@@ -21,7 +21,7 @@ from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.experiment import load_run, train_run
 from dcamt.export import export_run
-from dcamt.files import remove_abandoned
+from dcamt.files import refuse_links, remove_abandoned
 from dcamt.inference.predict import DICOM_SEG, Extras, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
@@ -130,7 +130,7 @@ def predict(
         raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
     if dicom_seg:
         check_sources(scan.images[0] for scan in scans)
-    _refuse_links(Path(out), extras)
+    refuse_links(Path(out), extras.folders())
     outputs = {scan.name: Path(out) / f"{scan.name}.{format}" for scan in scans}
     existing = [path for path in outputs.values() if path.exists()]
     if dicom_seg and not resume:
@@ -250,13 +250,6 @@ def _resolve(config: PathLike | None, named: dict[str, Any], set: Iterable[str])
     """The configuration of a recipe, named options and ``key=value`` overrides."""
     overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
     return load_config(_path(config), [*overrides, *set])
-
-
-def _refuse_links(out: Path, extras: Extras) -> None:
-    """InputError if a folder to be written to leads out of ``out``."""
-    for name in extras.folders():
-        if (out / name).is_symlink():
-            raise InputError(f"{out / name}: is a link; remove it or choose another --out")
 
 
 def _path(value: PathLike | None) -> Path | None:

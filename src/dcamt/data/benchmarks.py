@@ -22,7 +22,7 @@ from scipy import ndimage
 from dcamt.data.formats import dicom
 from dcamt.data.volume import Volume, check_same_grid, read_image, read_label, write_volume
 from dcamt.errors import InputError
-from dcamt.files import TEMPORARY, remove_temporary, write_text
+from dcamt.files import TEMPORARY, refuse_links, remove_temporary, write_text
 
 MARK = "benchmark.json"
 NOTE = (
@@ -253,9 +253,7 @@ def _refuse_others(out: Path, mark: str) -> None:
     same = (out / MARK).is_file() and (out / MARK).read_text(errors="replace") == mark
     if held and not same:
         raise InputError(f"{out}: exists already; choose another folder")
-    for name in ("imagesTr", "labelsTr", MARK):
-        if (out / name).is_symlink():
-            raise InputError(f"{out / name}: is a link; remove it or choose another folder")
+    refuse_links(out, ("imagesTr", "labelsTr", MARK))
 
 
 PRESETS = {
