@@ -1,9 +1,10 @@
 """The training loop, the same for every method."""
 
 import logging
+import math
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,10 @@ from dcamt.errors import InputError
 from dcamt.memory import kept_memory
 from dcamt.methods.method import Method, Progress
 from dcamt.networks.vnet import channels_last
+
+_KEPT_UP_TO = 2_000_000
+"""Voxels of a batch for which freed memory is kept: beyond it the blocks fit into one another so
+badly that the peak grows by a third, and nothing is won."""
 
 
 class Interrupted(Exception):
@@ -124,7 +129,9 @@ def train(
     )
     writes = fabric.is_global_zero
     log = TrainingLog(run, settings.iterations, steps.start, quiet=quiet, writes=writes)
-    with log, kept_memory(), catch_signals() as stop, _told_of_workers():
+    voxels = math.prod(batches.patch) * (settings.labeled_batch + settings.unlabeled_batch)
+    kept = kept_memory() if voxels <= _KEPT_UP_TO else nullcontext()
+    with log, kept, catch_signals() as stop, _told_of_workers():
         for step, draw, batch in zip(steps, mine, loader, strict=True):
             # Every draw has its own seed, so no random state needs saving.
             torch.manual_seed(batches.seed * 1_000_003 + draw)
