@@ -1,6 +1,7 @@
 """Runs made small: what is left out, and that they still predict."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -66,3 +67,12 @@ def test_what_exists_is_not_overwritten(exported, tiny_run):
         api.export(tiny_run, out)
     with pytest.raises(InputError, match="megabytes"):
         api.export(tiny_run, out / "new", megabytes=0)
+
+
+def test_the_card_says_which_weights_they_are(exported, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.copy(run / "last.safetensors", run / "best.safetensors")
+    api.export(run, tmp_path / "best", weights="best")
+    assert "highest Dice on the validation cases" in (tmp_path / "best" / "card.md").read_text()
+    assert "of the last iteration; no case" in (exported[0] / "card.md").read_text()

@@ -24,7 +24,7 @@ def export_run(run: Path, out: Path, weights: str = "last", megabytes: float = 1
     if megabytes <= 0:
         raise InputError(f"--megabytes {megabytes:g}: give a positive number")
     config, method = load_run(run, weights)
-    card = model_card([run])
+    card = model_card([run], weights)
     write_text(out / "card.md", card)
     write_text(out / "versions.json", json.dumps(read_json(run / "versions.json"), indent=1))
     save_config(config.model_copy(update={"dataset": None}), out / "config.yaml")

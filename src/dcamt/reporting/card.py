@@ -17,11 +17,18 @@ from dcamt.reporting.run_folder import Run, read_run
 from dcamt.reporting.tables import DASH, headings, scale
 
 
-def model_card(folders: Sequence[Path]) -> str:
+_CHOSEN = {
+    "last": "of the last iteration; no case took part in choosing them",
+    "best": "of the iteration with the highest Dice on the validation cases; the figures below are "
+    "of the last iteration",
+}
+
+
+def model_card(folders: Sequence[Path], weights: str = "last") -> str:
     """Markdown about one run, or about several that differ in their seed alone.
 
     With several, figures are mean and sample standard deviation over the runs; with one, over its
-    cases. Raises InputError for a folder that is no finished run, and for runs of different
+    cases. ``weights`` are the ones handed on with it, ``last`` or ``best``. Raises InputError for a folder that is no finished run, and for runs of different
     settings or splits.
     """
     runs = [read_run(folder) for folder in folders]
@@ -75,7 +82,7 @@ def model_card(folders: Sequence[Path]) -> str:
                 "method's options": _options(config.method.options),
                 "V-Net width": str(config.network.width),
                 "seeds": ", ".join(map(str, seeds)),
-                "weights": "of the last iteration; no case took part in choosing them",
+                "weights": _CHOSEN[weights],
                 "computed with": ", ".join(f"{k} {v}" for k, v in first.versions.items()),
             }
         ),
