@@ -162,10 +162,10 @@ def test_another_data_set_or_split_is_refused(killed, data, settings, phantoms, 
 
 
 def test_two_at_once_are_refused(killed, data, settings):
-    from dcamt.comparison import _alone  # noqa: PLC0415
+    from dcamt.files import alone  # noqa: PLC0415
 
     out, _, _ = killed
-    with _alone(out), pytest.raises(InputError, match="another comparison is at work"):
+    with alone(out), pytest.raises(InputError, match="another dcamt is at work there"):
         compare(data, out, design(data), load_config(None, settings), quiet=True)
 
 

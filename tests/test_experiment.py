@@ -14,6 +14,7 @@ from dcamt.config import load_config
 from dcamt.data.prepare import Prepared
 from dcamt.errors import InputError
 from dcamt.experiment import build_method, load_run, mean_dice
+from dcamt.files import alone
 from dcamt.inference.predictor import make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.losses.overlap import IGNORE
@@ -110,6 +111,14 @@ def test_resume_refuses_other_settings(trained, given, key):
     with pytest.raises(InputError, match=f"begun with {key}"):
         trained(resume=True, **given)
     assert (run / "config.yaml").read_text() == before
+
+
+def test_two_trainings_in_one_folder_are_refused(trained):
+    run = trained()
+    before = (run / "report.html").stat().st_mtime_ns
+    with alone(run), pytest.raises(InputError, match="another dcamt is at work there"):
+        trained(resume=True)
+    assert (run / "report.html").stat().st_mtime_ns == before
 
 
 def test_a_lost_split_stops_a_resumed_run(trained):

@@ -5,14 +5,12 @@ and a folder of its own; what those folders hold decides what is still to be don
 iterations and inference are the same for all, and the last weights are scored.
 """
 
-import fcntl
 import json
-import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +28,7 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
 from dcamt.evaluation.statistics import against_first, case_means, gap_closed, over_seeds
 from dcamt.experiment import plan_run, refuse_changes, resolve_method
-from dcamt.files import atomic, refuse_links, remove_temporary, write_text
+from dcamt.files import LOCK, alone, atomic, refuse_links, remove_temporary, write_text
 from dcamt.jobs import Job, places, run_jobs
 from dcamt.reporting.charts import plot_efficiency, plot_metrics
 from dcamt.reporting.figures import plot_contours
@@ -168,7 +166,7 @@ def compare(
         if not all(begun):
             # Refuses what training would, and prepares the volumes before many want them at once.
             plan_run(dataset, config, design.splits, count)
-    with _alone(out) as lock:
+    with alone(out) as lock:
         refuse_links(out, ("runs", "logs", "splits", "test-scans"))
         for run in runs:
             name = run.folder.name
@@ -258,7 +256,7 @@ def _refuse_twins(names: Sequence[str]) -> None:
 def _refuse_foreign(out: Path) -> None:
     """InputError if ``out`` holds something, but no comparison."""
     held = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
-    ours = {"splits", "runs", _LOCK}
+    ours = {"splits", "runs", LOCK}
     if held and not ours & {path.name for path in held}:
         raise InputError(f"{out}: exists already and is no comparison; choose another --out")
 
@@ -337,30 +335,6 @@ class _Progress:
             f"{self.done}/{self.total}  {job.name}  Dice {shown}  {minutes:.1f} min, about "
             f"{left:.1f} min left"
         )
-
-
-_LOCK = ".lock"
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[int]:
-    """Hold ``out`` for this process and those it starts; yields the lock's file descriptor.
-
-    The system frees it when the last of them has ended, however that came.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{out}: another comparison is at work there, or a training that it left behind; "
-                "wait for it or stop it"
-            ) from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------------ collecting

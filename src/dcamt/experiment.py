@@ -24,7 +24,7 @@ from dcamt.engine import checkpoint
 from dcamt.engine.train import choose_device, make_fabric, train
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate, write_json
-from dcamt.files import TEMPORARY, refuse_links, remove_temporary, write_text
+from dcamt.files import TEMPORARY, alone, refuse_links, remove_temporary, write_text
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap
@@ -64,6 +64,12 @@ def train_run(
     else:
         _refuse_existing(out, resume)
         config, split = _begin(dataset, out, config, splits, labeled)
+    with alone(out):
+        return _work(out, config, split, resume, quiet)
+
+
+def _work(out: Path, config: Config, split: Split, resume: bool, quiet: bool) -> Path:
+    """Train in a run folder that has its configuration and split."""
     refuse_links(out, _WRITTEN)
     remove_temporary(out)
     if resume and (out / "last.safetensors").exists():

@@ -10,6 +10,13 @@ from pathlib import Path
 
 from dcamt.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+"""The file in a folder by which a process holds it."""
 TEMPORARY = ".tmp-"
 """Names that begin so are of files in the making: .tmp-MACHINE-PROCESS-NAME."""
 ABANDONED = 24 * 3600
@@ -40,6 +47,33 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[int]:
+    """Hold ``folder`` for this process; yields the descriptor of the lock, to hand to others.
+
+    The system frees it when the last process that has it has ended, however that came. Raises
+    InputError if another one holds the folder. Without POSIX locks nothing is held.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        nofollow = getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | nofollow, 0o644)
+    except OSError as error:
+        raise InputError(f"{folder / LOCK}: cannot be written ({error.strerror})") from None
+    try:
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another dcamt is at work there, perhaps a training that was left "
+                "behind; wait for it or stop it"
+            ) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def remove_temporary(folder: Path) -> None:

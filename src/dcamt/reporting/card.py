@@ -16,7 +16,6 @@ from dcamt.experiment import build_method
 from dcamt.reporting.run_folder import Run, read_run
 from dcamt.reporting.tables import DASH, headings, scale
 
-
 _CHOSEN = {
     "last": "of the last iteration; no case took part in choosing them",
     "best": "of the iteration with the highest Dice on the validation cases; the figures below are "
@@ -28,8 +27,8 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
     """Markdown about one run, or about several that differ in their seed alone.
 
     With several, figures are mean and sample standard deviation over the runs; with one, over its
-    cases. ``weights`` are the ones handed on with it, ``last`` or ``best``. Raises InputError for a folder that is no finished run, and for runs of different
-    settings or splits.
+    cases. ``weights`` are the ones handed on with it, ``last`` or ``best``. Raises InputError for a
+    folder that is no finished run, and for runs of different settings or splits.
     """
     runs = [read_run(folder) for folder in folders]
     first = runs[0]
