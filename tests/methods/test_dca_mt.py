@@ -73,6 +73,7 @@ def test_terms_are_the_equations_on_both_branches(units, build, plain_update, ba
     options = {
         "units": units,
         "targets": "soft",
+        "paste": 0,
         "foreground_share": 0.2,
         "temperature": 2.0,
         "bandwidths": [0.5, 2.0],
@@ -384,7 +385,7 @@ def test_attention_has_the_configured_heads(build) -> None:
 
 def test_hard_targets_are_the_other_branch_s_classes(build, plain_update, batch) -> None:
     """Each branch learns the other's most probable class where, and only where, no label is."""
-    method = build(DCAMT).train()
+    method = build(DCAMT, paste=0).train()
     seen = {}
     method.pair.register_forward_hook(
         lambda _, inputs, output: seen.update(logits=[o.detach() for o in output[:2]])

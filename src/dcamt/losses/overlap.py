@@ -16,8 +16,7 @@ def one_hot(label: Tensor, classes: int) -> Tensor:
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """Mean over the voxels whose label is not IGNORE; 0 if there are none."""
-    total = F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="sum")
-    return total / (label != IGNORE).sum().clamp(min=1)
+    return _cross_entropy(logits.float().log_softmax(1), label)
 
 
 def soft_dice(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
@@ -26,19 +25,29 @@ def soft_dice(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
     Milletari et al., "V-Net", 3DV 2016, eq. 3, with sums over the whole batch. Voxels labelled
     IGNORE do not count.
     """
-    inside = (label != IGNORE).unsqueeze(1)
-    p = logits.float().softmax(1) * inside
-    y = torch.zeros_like(p).scatter_(1, label.clamp(min=0).unsqueeze(1), 1.0) * inside
-    over = (0, 2, 3, 4)
-    overlap = (p * y).sum(over)
-    size = (p * p).sum(over) + y.sum(over)
-    dice = (2 * overlap + smooth) / (size + smooth)
-    return 1 - dice[1:].mean()
+    return _soft_dice(logits.float().softmax(1), label, smooth)
 
 
 def dice_ce(logits: Tensor, label: Tensor) -> Tensor:
     """The protocol's supervised loss: 0.5 (cross-entropy + soft Dice)."""
-    return 0.5 * (cross_entropy(logits, label) + soft_dice(logits, label))
+    log_p = logits.float().log_softmax(1)  # once for both: at full size it is felt
+    return 0.5 * (_cross_entropy(log_p, label) + _soft_dice(log_p.exp(), label))
+
+
+def _cross_entropy(log_p: Tensor, label: Tensor) -> Tensor:
+    total = F.nll_loss(log_p, label, ignore_index=IGNORE, reduction="sum")
+    return total / (label != IGNORE).sum().clamp(min=1)
+
+
+def _soft_dice(p: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
+    p = p[:, 1:] * (label != IGNORE).unsqueeze(1)
+    foreground = torch.arange(1, p.shape[1] + 1, device=label.device)
+    y = (label.unsqueeze(-1) == foreground).movedim(-1, 1)
+    over = (0, 2, 3, 4)
+    overlap = (p * y).sum(over)
+    size = (p * p).sum(over) + y.sum(over)
+    dice = (2 * overlap + smooth) / (size + smooth)
+    return 1 - dice.mean()
 
 
 def pseudo_label(scores: Tensor, inside: Tensor) -> Tensor:

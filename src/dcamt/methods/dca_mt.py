@@ -10,9 +10,10 @@ doi 10.1371/journal.pone.0352358. One iteration, on labelled patches l and unlab
     L        = L_sup(T) + L_sup(S) + ramp (L_feat + L_mutual)
 
 Where the paper is silent or contradicts itself, both readings are options of ``Config``, and the
-default is the one that measured better (docs/results.md). One default leaves the paper: a branch
-learns the other's most probable class (``targets``). The paper's own reading is
-``targets=soft to_student=1.0 to_teacher=0.3``.
+default is the one that measured better (docs/results.md). Two defaults leave the paper: a branch
+learns the other's most probable class (``targets``), and sees unlabelled patches with labelled
+ones around them (``paste``). The paper's own reading is
+``targets=soft to_student=1.0 to_teacher=0.3 paste=0``.
 """
 
 from collections.abc import Callable
@@ -59,8 +60,8 @@ class DCAMT(Method):
         other branch's most probable class in the place of the KL divergence; ``soft`` is the paper.
         ``paste`` is the share of each side of the box that a patch keeps for itself (0: no mixing);
         around it lies its partner from the other half of the batch, while the targets come from the
-        unmixed patches. ``paste_into`` mixes ``both`` halves, or ``unlabeled`` patches alone, so
-        that the labelled ones stay whole. All of it is part of the distillation and goes with it.
+        unmixed patches. ``paste_into`` mixes ``unlabeled`` patches alone, so that the labelled ones
+        stay whole, or ``both`` halves. All of it is part of the distillation and goes with it.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -82,8 +83,8 @@ class DCAMT(Method):
         ema_late: Fraction = 0.999
         ema_switch: Fraction = 0.5
         targets: Literal["soft", "hard"] = "hard"
-        paste: Fraction = 0.0
-        paste_into: Literal["both", "unlabeled"] = "both"
+        paste: Fraction = 0.67
+        paste_into: Literal["unlabeled", "both"] = "unlabeled"
 
     config: Config
 
@@ -124,8 +125,8 @@ class DCAMT(Method):
                 + c.inter_weight * terms["inter"]
             )
         if "distillation" in self.uses:
-            terms["to_student"] = self._learn(logits_s, teacher_says, x.unlabeled)
-            terms["to_teacher"] = self._learn(logits_t, student_says, x.unlabeled)
+            terms["to_student"] = self._learn(logits_s, teacher_says, x)
+            terms["to_teacher"] = self._learn(logits_t, student_says, x)
             loss = loss + ramp * (
                 c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]
             )
@@ -135,11 +136,12 @@ class DCAMT(Method):
             ema_(self.pair.teacher, self.pair.student, c.ema_late if late else c.ema_early)
         return terms
 
-    def _learn(self, learner: Tensor, source: Tensor, unlabeled: Tensor) -> Tensor:
-        """What ``learner`` lacks of ``source`` on the unlabelled voxels; logits of both."""
+    def _learn(self, learner: Tensor, source: Tensor, x: "_Patches") -> Tensor:
+        """What ``learner`` lacks of ``source`` on unlabelled voxels; both are logits."""
+        learner, source, inside = (each[x.first :] for each in (learner, source, x.unlabeled))
         if self.config.targets == "soft":
-            return distillation(learner, source, unlabeled, self.config.temperature)
-        return dice_ce(learner, pseudo_label(source, unlabeled))
+            return distillation(learner, source, inside, self.config.temperature)
+        return dice_ce(learner, pseudo_label(source, inside))
 
     def branches(self, image: Tensor) -> Tensor:
         logits_t, logits_s, _, _ = self.pair(image, image)
@@ -166,6 +168,7 @@ class DCAMT(Method):
             torch.cat([image_l, image_u]),
             torch.cat([label_l, label_u]),
             torch.cat([batch.inside_u[to_u] & ~own_l, batch.inside_u & own_u]),
+            0 if self.config.paste_into == "both" else len(image_l),
             clean,
         )
 
@@ -195,6 +198,7 @@ class _Patches:
     image: Tensor  # (B, C, X, Y, Z)
     label: Tensor  # (B, X, Y, Z), IGNORE where no label is known
     unlabeled: Tensor  # (B, X, Y, Z), voxels of unlabelled scans
+    first: int  # the first patch that has any
     clean: tuple[Tensor, Tensor] | None = None  # both branches' logits of the unmixed patches
 
 
