@@ -3,8 +3,9 @@
     python benchmarks/explain_errors.py RUN [RUN ...]
 
 "Outline" is the Dice of all foreground classes taken as one, "mixed up" the share of the voxels
-that both label and segmentation call foreground but of different classes, "volume" the foreground
-found over the foreground there is. The last column is the Dice of each branch alone.
+that both label and segmentation call foreground but of different classes, "volume" what was found
+of each class over what there is. The last column is the Dice of each branch alone. Below stands
+each class's share of the foreground, in the labelled cases of the first run and in all others.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dcamt.config import load_config
 from dcamt.data.dataset import read_dataset
 from dcamt.data.space import to_network
 from dcamt.data.volume import read_image, read_label
@@ -32,17 +34,40 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     print("| run | Dice (%) | outline (%) | mixed up (%) | volume | branches (%) |")
     print("|---|---|---|---|---|---|")
-    for run in parser.parse_args().runs:
-        dice, outline, mixed, volume, *branches = errors(run)
+    runs = parser.parse_args().runs
+    for run in runs:
+        (dice, outline, mixed), volumes, branches = errors(run)
+        sizes = ", ".join(f"{value:.3f}" for value in volumes)
         alone = ", ".join(f"{value:.2f}" for value in branches)
         print(
-            f"| {run.name} | {dice:.2f} | {outline:.2f} | {mixed:.2f} | {volume:.3f} | {alone} |",
+            f"| {run.name} | {dice:.2f} | {outline:.2f} | {mixed:.2f} | {sizes} | {alone} |",
             flush=True,
         )
+    for which, values in shares(runs[0]).items():
+        print(f"\nshares in {which} cases:", ", ".join(f"{100 * v:.1f} %" for v in values), end="")
+    print()
 
 
-def errors(run: Path) -> Sequence[float]:
-    """Dice, outline, mixed up, volume and each branch's Dice, means over the cases."""
+def shares(run: Path) -> dict[str, Sequence[float]]:
+    """Each class's share of the foreground, the mean over the labelled and over all other cases."""
+    config = load_config(run / "config.yaml")
+    assert config.plan is not None and config.dataset is not None
+    labeled = json.loads((run / "split.json").read_text(encoding="utf-8"))["labeled"]
+    found: dict[str, list[Sequence[float]]] = {"labelled": [], "other": []}
+    for case in read_dataset(config.dataset).cases:
+        if case.label is None:
+            continue
+        label = read_label(case.label).array
+        sizes = [(label == k).sum() for k in range(1, len(config.plan.classes))]
+        if sum(sizes):
+            found["labelled" if case.name in labeled else "other"].append(
+                [size / sum(sizes) for size in sizes]
+            )
+    return {which: np.mean(rows, axis=0).tolist() for which, rows in found.items() if rows}
+
+
+def errors(run: Path) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
+    """Dice, outline, mixed up; volume of each class; Dice of each branch: means over the cases."""
     config, method = load_run(run)
     assert config.plan is not None and config.dataset is not None
     plan, dataset = config.plan, read_dataset(config.dataset)
@@ -67,12 +92,12 @@ def errors(run: Path) -> Sequence[float]:
                 mean_dice(guess, label, classes),
                 mean_dice(guess > 0, label > 0, 2),
                 100 * np.count_nonzero(guess[both] != label[both]) / max(1, both.sum()),
-                (guess > 0).sum() / max(1, (label > 0).sum()),
+                *((guess == k).sum() / max(1, (label == k).sum()) for k in range(1, classes)),
                 *(mean_dice(one, label, classes) for one in alone),
             ]
         )
-    means: list[float] = np.mean(rows, axis=0).tolist()
-    return means
+    means = np.mean(rows, axis=0).tolist()
+    return means[:3], means[3 : 2 + classes], means[2 + classes :]
 
 
 def mean_dice(guess: Classes, label: Classes, classes: int) -> float:

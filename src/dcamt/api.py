@@ -209,7 +209,7 @@ def compare(
 ) -> dict[str, Any]:
     """Train every method with every number of labels and seed and write the tables into ``out``.
 
-    ``methods`` are names, with options as in ``"dca-mt:paste=0.67"``; the first one is what the
+    ``methods`` are names, with options as in ``"dca-mt:paste=0"``; the first one is what the
     others are tested against. ``labeled`` is one number or several, and ``"all"`` adds the V-Net
     with all labels. What is finished in ``out`` is skipped. See docs/comparing.md.
     Returns what ``out``/results.json holds; raises InputError for whatever the user can mend.

@@ -113,7 +113,7 @@ def parse_rows(methods: str) -> list[Row]:
         name, *options = item.strip().split(":")
         if not name or not all(re.fullmatch(r"\w+=.+", option) for option in options):
             raise InputError(
-                f"--methods {item.strip()!r}: write NAME or NAME:KEY=VALUE, e.g. dca-mt:paste=0.67"
+                f"--methods {item.strip()!r}: write NAME or NAME:KEY=VALUE, e.g. dca-mt:paste=0"
             )
         changes = [f"method.{option}" for option in options]
         method = load_config(None, [f"method.name={name}", *changes]).method
