@@ -54,7 +54,7 @@ def alone(folder: Path) -> Iterator[int]:
     """Hold ``folder`` for this process; yields the descriptor of the lock, to hand to others.
 
     The system frees it when the last process that has it has ended, however that came. Raises
-    InputError if another one holds the folder. Without POSIX locks nothing is held.
+    InputError if another one holds the folder. Where the system has no such locks nothing is held.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,8 @@ def alone(folder: Path) -> Iterator[int]:
                 f"{folder}: another dcamt is at work there, perhaps a training that was left "
                 "behind; wait for it or stop it"
             ) from None
+        except OSError:  # a file system without locks
+            pass
         yield descriptor
     finally:
         os.close(descriptor)
