@@ -420,7 +420,7 @@ def test_from_training_to_report(cli, phantoms, tmp_path, tiny):
     names = {p.name for p in run.iterdir()}
     assert names == {
         "config.yaml", "split.json", "versions.json", "log.csv", "last.safetensors",
-        "best.safetensors", "validation", "validation.json", "report.html", "tensorboard",
+        ".lock", "best.safetensors", "validation", "validation.json", "report.html", "tensorboard",
     }  # fmt: skip
     assert json.loads((run / "split.json").read_text()) == splits | {"test": []}
     versions = json.loads((run / "versions.json").read_text())
