@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from explain_errors import mean_dice
 from numpy.typing import NDArray
 from plain_inference import plain_metrics, plain_probabilities, window_starts
 from scipy import ndimage
@@ -258,10 +259,7 @@ def dice_by_overlap(run: Path, data: Path, cases: int) -> None:
             )
             seconds[name] += time.process_time() - begin
             guess = restored_probabilities(found[0], placement).argmax(0)
-            for k in range(1, len(plan.classes)):
-                both = np.count_nonzero((guess == k) & (label == k))
-                either = np.count_nonzero(guess == k) + np.count_nonzero(label == k)
-                scores[name].append(200 * both / either if either else 100.0)
+            scores[name].append(mean_dice(guess, label, len(plan.classes)))
     print(f"{len(names)} validation cases, patch {plan.patch}, {config.method.name}\n")
     print("| windows | Dice (%) | difference | times faster |\n|---|---|---|---|")
     means = {name: statistics.fmean(values) for name, values in scores.items()}

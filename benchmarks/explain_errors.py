@@ -101,11 +101,12 @@ def errors(run: Path) -> tuple[Sequence[float], Sequence[float], Sequence[float]
 
 
 def mean_dice(guess: Classes, label: Classes, classes: int) -> float:
-    """Mean Dice (%) of the foreground classes."""
+    """Mean Dice (%) of the foreground classes; 100 for one that is in neither."""
     scores = []
     for k in range(1, classes):
         a, b = guess == k, label == k
-        scores.append(200 * np.count_nonzero(a & b) / max(1, a.sum() + b.sum()))
+        either = np.count_nonzero(a) + np.count_nonzero(b)
+        scores.append(200 * np.count_nonzero(a & b) / either if either else 100.0)
     return float(np.mean(scores))
 
 

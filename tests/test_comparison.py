@@ -14,6 +14,7 @@ from dcamt.comparison import Design, ablation_rows, compare, parse_rows
 from dcamt.config import load_config
 from dcamt.data.phantom import write_phantoms
 from dcamt.errors import InputError
+from dcamt.files import alone
 
 METHODS = "vnet,dca-mt:heads=1:head_size=4"
 FIRST, OTHER, CEILING = (
@@ -162,8 +163,6 @@ def test_another_data_set_or_split_is_refused(killed, data, settings, phantoms, 
 
 
 def test_two_at_once_are_refused(killed, data, settings):
-    from dcamt.files import alone  # noqa: PLC0415
-
     out, _, _ = killed
     with alone(out), pytest.raises(InputError, match="another dcamt is at work there"):
         compare(data, out, design(data), load_config(None, settings), quiet=True)

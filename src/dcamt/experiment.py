@@ -65,10 +65,10 @@ def train_run(
         _refuse_existing(out, resume)
         config, split = _begin(dataset, out, config, splits, labeled)
     with alone(out):
-        return _work(out, config, split, resume, quiet)
+        return _train_and_report(out, config, split, resume, quiet)
 
 
-def _work(out: Path, config: Config, split: Split, resume: bool, quiet: bool) -> Path:
+def _train_and_report(out: Path, config: Config, split: Split, resume: bool, quiet: bool) -> Path:
     """Train in a run folder that has its configuration and split."""
     refuse_links(out, _WRITTEN)
     remove_temporary(out)

@@ -53,7 +53,7 @@ def convolutions_and_norms(module):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("windows", [1, 6])
+@pytest.mark.parametrize("windows", [1, 3])
 def test_every_method_predicts_the_same_when_made_fast(name, windows):
     method = trained(name)
     image = torch.randn(windows, 2, 32, 16, 16)
