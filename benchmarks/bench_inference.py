@@ -25,6 +25,7 @@ import torch
 from explain_errors import mean_dice
 from numpy.typing import NDArray
 from plain_inference import plain_metrics, plain_probabilities, window_starts
+from plain_training import plain_layers
 from scipy import ndimage
 
 from dcamt.config import Normalization, Plan, PredictConfig
@@ -98,9 +99,10 @@ def sliding_windows(patch: tuple[int, int, int], width: int, pairs: int) -> None
     # The volume: eight windows at the literature's stride, two along each axis.
     shape = tuple(n + step for n, step in zip(patch, STRIDE, strict=True))
     image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    network = plain_layers(method.network)
 
     def plain() -> NDArray[np.float32]:
-        return plain_probabilities(method.network, image, patch, STRIDE)
+        return plain_probabilities(network, image, patch, STRIDE)
 
     def ours(predictor: Predictor, settings: PredictConfig, volume: NDArray[np.float32]):
         return branch_probabilities(predictor, torch.from_numpy(volume[None]), patch, 2, settings)
@@ -149,6 +151,7 @@ def default_overlap(width: int) -> None:
     method = seasoned_method(patch, width)
     predictor = make_predictor(method, bare_plan(patch), CPU)
     scan = np.random.default_rng(1).normal(size=volume).astype(np.float32)
+    network = plain_layers(method.network)
 
     def ours(settings: PredictConfig) -> object:
         return branch_probabilities(predictor, torch.from_numpy(scan[None]), patch, 2, settings)
@@ -157,7 +160,7 @@ def default_overlap(width: int) -> None:
     what = f"left atrium, {few} windows of the default overlap / {many} of the literature's stride"
     for name, slow in (
         ("PyTorch both", lambda: ours(literature)),
-        ("plain loop", lambda: plain_probabilities(method.network, scan, patch, stride)),
+        ("plain loop", lambda: plain_probabilities(network, scan, patch, stride)),
     ):
         row(f"{what}, {name}", ">= 6", paired(slow, lambda: ours(PredictConfig()), 3), "see --run")
 

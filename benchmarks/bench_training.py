@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from fresh_process import in_process
-from plain_training import Loop, crops
+from plain_training import Loop, crops, plain_layers
 
 from dcamt.config import Config, load_config
 from dcamt.data.dataset import find_classes, read_dataset
@@ -109,7 +109,7 @@ def run_plain(config: Config) -> Measured:
     """Train with the plain loop."""
     assert config.plan is not None
     assert config.dataset is not None
-    method = build_method(config)
+    method = plain_layers(build_method(config))
     clock = Clock(method)
     loop = Loop(method, config.train.iterations)
     batches = crops(config.dataset, config.plan.patch, config.train)
@@ -132,7 +132,7 @@ def run_engine(config: Config) -> Measured:
 def largest_loss_difference(config: Config) -> float:
     """Relative difference of the summed terms after two iterations on the same batches."""
     batches = make_batches(config)
-    plain, ours = build_method(config), build_method(config)
+    plain, ours = plain_layers(build_method(config)), build_method(config)
     channels_last(ours)
     totals = []
     for method, layout in ((plain, torch.contiguous_format), (ours, torch.channels_last_3d)):

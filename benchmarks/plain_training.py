@@ -5,12 +5,15 @@ moved to the host in each iteration. Network, losses and patches' sizes are thos
 that nothing but the loop differs.
 """
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from dcamt.config import TrainConfig
@@ -56,6 +59,19 @@ def crops(dataset: Path, patch: tuple[int, int, int], train: TrainConfig) -> Ite
     for image, label in DataLoader(items, batch_size=count, num_workers=WORKERS):
         inside = torch.ones_like(label[labeled:], dtype=torch.bool)
         yield Batch(image[:labeled], label[:labeled], image[labeled:], inside, ("",) * count)
+
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def plain_layers(network: AnyModule) -> AnyModule:
+    """A copy with PyTorch's own layers in the place of those derived from them."""
+    plain = copy.deepcopy(network)
+    for module in plain.modules():
+        for layer in (nn.Conv3d, nn.ConvTranspose3d):
+            if isinstance(module, layer):
+                module.__class__ = layer
+    return plain
 
 
 class Loop:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from dcamt.networks.convolution import Pointwise
 from dcamt.networks.vnet import VNet
 
 
@@ -14,7 +15,7 @@ class DistanceVNet(nn.Module):
     def __init__(self, vnet: VNet):
         super().__init__()
         self.vnet = vnet
-        self.distance_head = nn.Conv3d(vnet.width, vnet.classes - 1, 1)
+        self.distance_head = Pointwise(vnet.width, vnet.classes - 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, C, X, Y, Z)`` to logits ``(B, K, X, Y, Z)`` and maps ``(B, K - 1, X, Y, Z)``."""

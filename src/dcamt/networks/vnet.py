@@ -9,8 +9,9 @@ Shapes: B batch, C channels of the image, K classes, (X, Y, Z) voxels, each a mu
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dcamt.networks.convolution import Pointwise, Upsampling
 
 STRIDE = 16
 """Voxels of the input along each axis that one bottleneck voxel stands for."""
@@ -26,14 +27,6 @@ def _unit(convolution: nn.Module, channels: int) -> nn.Sequential:
 def _block(channels_in: int, channels: int, convolutions: int) -> nn.Sequential:
     sizes = [channels_in] + [channels] * convolutions
     return nn.Sequential(*(_unit(nn.Conv3d(i, o, 3, padding=1), o) for i, o in pairwise(sizes)))
-
-
-class _Pointwise(nn.Conv3d):
-    """A 1x1x1 convolution as a matrix product: on one thread PyTorch's own takes a slow way."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.flatten(1)
-        return F.linear(x.movedim(1, -1), weight, self.bias).movedim(-1, 1)
 
 
 class VNet(nn.Module):
@@ -56,14 +49,12 @@ class VNet(nn.Module):
         self.down = nn.ModuleList(
             _unit(nn.Conv3d(i, o, 2, stride=2), o) for i, o in pairwise(widths)
         )
-        self.up = nn.ModuleList(
-            _unit(nn.ConvTranspose3d(i, o, 2, stride=2), o) for i, o in pairwise(reversed(widths))
-        )
+        self.up = nn.ModuleList(_unit(Upsampling(i, o), o) for i, o in pairwise(reversed(widths)))
         self.decoder = nn.ModuleList(
             _block(w, w, n) for w, n in zip(widths[-2::-1], _DECODER_CONVOLUTIONS, strict=True)
         )
         self.dropout = nn.Dropout3d(dropout)
-        self.head = _Pointwise(width, classes, 1)
+        self.head = Pointwise(width, classes)
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``(B, C, X, Y, Z)`` to bottleneck ``(B, 16 width, X/16, Y/16, Z/16)`` and four skips."""

@@ -1,0 +1,56 @@
+"""Convolutions that PyTorch computes slowly on a CPU, computed otherwise.
+
+Parameters, their names and, to rounding, the results are those of the layers they derive from.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv3d_weight
+
+
+class Pointwise(nn.Conv3d):
+    """A 1x1x1 convolution as a matrix product: on one thread PyTorch's own takes a slow way."""
+
+    def __init__(self, channels_in: int, channels: int):
+        super().__init__(channels_in, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.flatten(1)
+        return F.linear(x.movedim(1, -1), weight, self.bias).movedim(-1, 1)
+
+
+class Upsampling(nn.ConvTranspose3d):
+    """The 2x2x2 transposed convolution that doubles every side.
+
+    Its gradients are those of the convolution it transposes; PyTorch's own take three times as
+    long, nearly all of it for the bias.
+    """
+
+    def __init__(self, channels_in: int, channels: int):
+        super().__init__(channels_in, channels, 2, stride=2)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return super().forward(x, output_size)
+        return _Upsampling.apply(x, self.weight, self.bias)
+
+
+class _Upsampling(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv_transpose3d(x, weight, bias, stride=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = (each.to(gradient.dtype) for each in ctx.saved_tensors)
+        for_x = F.conv3d(gradient, weight, stride=2)
+        for_weight = conv3d_weight(gradient, weight.shape, x, stride=2)
+        for_bias = gradient.sum((0, 2, 3, 4), dtype=ctx.saved_tensors[1].dtype)
+        return for_x, for_weight, for_bias
