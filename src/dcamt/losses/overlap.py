@@ -10,8 +10,8 @@ IGNORE = -1
 
 def one_hot(label: Tensor, classes: int) -> Tensor:
     """``(B, X, Y, Z)`` to ``(B, classes, X, Y, Z)`` float32; IGNORE is no class at all."""
-    hot = F.one_hot(label.clamp(min=0), classes) * (label != IGNORE).unsqueeze(-1)
-    return hot.movedim(-1, 1).float()
+    every = torch.arange(classes, device=label.device)
+    return (label.unsqueeze(-1) == every).movedim(-1, 1).float()
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
@@ -40,9 +40,8 @@ def _cross_entropy(log_p: Tensor, label: Tensor) -> Tensor:
 
 
 def _soft_dice(p: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
+    y = one_hot(label, p.shape[1])[:, 1:]
     p = p[:, 1:] * (label != IGNORE).unsqueeze(1)
-    foreground = torch.arange(1, p.shape[1] + 1, device=label.device)
-    y = (label.unsqueeze(-1) == foreground).movedim(-1, 1)
     over = (0, 2, 3, 4)
     overlap = (p * y).sum(over)
     size = (p * p).sum(over) + y.sum(over)
