@@ -11,7 +11,7 @@ from dcamt.losses.consistency import distillation
 from dcamt.losses.overlap import IGNORE, dice_ce, one_hot
 from dcamt.methods import dca_mt
 from dcamt.methods.dca_mt import DCAMT, items
-from dcamt.methods.method import Progress
+from dcamt.methods.method import Batch, Progress
 from dcamt.networks.vnet import STRIDE
 from dcamt.ops.mix import random_box
 
@@ -125,48 +125,71 @@ def test_the_label_is_used_where_there_is_one(
     assert (~batch.inside_u).any()
 
 
-@pytest.mark.parametrize("into", ["both", "unlabeled"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_mixed_patches_keep_their_labels_and_learn_from_the_unmixed(
-    seed, into, build, plain_update, batch
+def test_mixed_patches_lie_within_labelled_ones_and_learn_from_the_unmixed(
+    seed, build, plain_update, batch
 ) -> None:
-    batch.inside_u[0] = True
-    options = {"components": "mutual", "paste": 0.5, "paste_into": into, "targets": "soft"}
-    method = build(DCAMT, **options).train()
+    batch.inside_u[0, 0, :4, 0] = False
+    method = build(DCAMT, components="mutual", paste=0.5, targets="soft").train()
     torch.manual_seed(seed)
-    box = random_box((32, 16, 16), 0.5, torch.device("cpu"))
-    # Inside the box a patch is its own, outside it is its partner's.
-    own, other = (
-        torch.cat([batch.image_l, batch.image_u]),
-        torch.cat([batch.image_u, batch.image_l]),
-    )
-    nothing = torch.full((2, 32, 16, 16), IGNORE)
-    own_label = torch.cat([batch.label_l, nothing])
-    other_label = torch.cat([nothing, batch.label_l])
-    own_known = torch.cat([torch.zeros_like(batch.inside_u), batch.inside_u])
-    other_known = own_known.roll(2, 0)
-    image, label, learnt = other.clone(), other_label.clone(), other_known.clone()
-    for x, y, z in box.nonzero().tolist():
-        image[:, 0, x, y, z] = own[:, 0, x, y, z]
-        label[:, x, y, z] = own_label[:, x, y, z]
-        learnt[:, x, y, z] = own_known[:, x, y, z]
-    if into == "unlabeled":  # the labelled half stays whole
-        image[:2], label[:2], learnt[:2] = own[:2], own_label[:2], own_known[:2]
+    boxes = [random_box((32, 16, 16), 0.5, torch.device("cpu")) for _ in range(2)]
+    assert not torch.equal(*boxes)
+    # Both places of unlabelled patches show the first one, each within a labelled patch of its own.
+    image = torch.cat([batch.image_l, batch.image_l])
+    label = torch.cat([batch.label_l, batch.label_l])
+    learnt = torch.zeros_like(batch.inside_u)
+    for place, box in enumerate(boxes):
+        for x, y, z in (box & batch.inside_u[0]).nonzero().tolist():  # no padding is mixed in
+            image[2 + place, 0, x, y, z] = batch.image_u[0, 0, x, y, z]
+            label[2 + place, x, y, z] = IGNORE
+            learnt[place, x, y, z] = True
     with torch.no_grad():
-        clean_t, clean_s, _, _ = method.pair(batch.image_u, batch.image_u)
+        clean_t, clean_s, _, _ = method.pair(batch.image_u[:1], batch.image_u[:1])
         logits_t, logits_s, _, _ = method.pair(image, image)
-    clean_t, clean_s = torch.cat([clean_t, clean_t]), torch.cat([clean_s, clean_s])
     expected = {
         "supervised_teacher": dice_ce(logits_t, label),
         "supervised_student": dice_ce(logits_s, label),
-        "to_student": distillation(logits_s, clean_t, learnt, 1.0),
-        "to_teacher": distillation(logits_t, clean_s, learnt, 1.0),
+        "to_student": distillation(logits_s[2:], clean_t.expand_as(logits_s[2:]), learnt, 1.0),
+        "to_teacher": distillation(logits_t[2:], clean_s.expand_as(logits_t[2:]), learnt, 1.0),
     }
     torch.manual_seed(seed)
     found = method.step(batch, Progress(0, 1000), plain_update(method))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name].detach(), value, rtol=1e-4, atol=1e-6)
+    assert expected["to_student"] > 0
+
+
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "pairs"),
+    [
+        (2, 2, [(0, 0), (0, 1)]),
+        (2, 4, [(0, 0), (1, 1), (0, 1), (1, 0)]),
+        (1, 3, [(0, 0), (1, 0), (0, 0)]),
+        (3, 1, [(0, 0)]),
+    ],
+)
+def test_views_of_one_patch_lie_within_different_labelled_patches(
+    labeled, unlabeled, pairs, build, plain_update
+) -> None:
+    size = (32, 16, 16)
+    constant = torch.arange(max(labeled, unlabeled)).view(-1, 1, 1, 1, 1).expand(-1, 1, *size)
+    batch = Batch(
+        constant[:labeled].float(),
+        torch.zeros(labeled, *size, dtype=torch.int64),
+        constant[:unlabeled] + 100.0,
+        torch.ones(unlabeled, *size, dtype=torch.bool),
+        ("",) * (labeled + unlabeled),
+    )
+    method = build(DCAMT).train()
+    seen: list[Tensor] = []
+    method.pair.register_forward_pre_hook(lambda pair, inputs: seen.append(inputs[0]))
+    method.step(batch, Progress(0, 10), plain_update(method))
+    clean, mixed = seen
+    assert len(clean) == (unlabeled + 1) // 2
+    assert torch.equal(mixed[:labeled], batch.image_l)
+    found = [(int(patch.max()) - 100, int(patch.min())) for patch in mixed[labeled:]]
+    assert found == pairs
 
 
 # The teacher

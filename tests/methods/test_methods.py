@@ -28,7 +28,6 @@ VARIANTS += [("dca-mt", {"teacher": t}) for t in ("ema", "both")]
 VARIANTS += [
     ("dca-mt", {"units": "samples"}),
     ("dca-mt", {"paste": 0}),
-    ("dca-mt", {"paste": 0.5, "paste_into": "both"}),
     ("dca-mt", {"shared_attention": True, "heads": 8}),
     ("dca-mt", {"targets": "soft", "paste": 0.6}),
     ("dca-mt", {"temperature": 2.0, "bandwidths": [0.5, 1, 2]}),
@@ -191,7 +190,6 @@ class Pointwise(nn.Module):
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),
         (DCAMT, {"components": "mutual", "paste": 0}, True),
-        (DCAMT, {"components": "mutual", "paste": 0.5, "paste_into": "both"}, True),
         (DCAMT, {"components": "mutual", "targets": "soft"}, True),
     ],
 )

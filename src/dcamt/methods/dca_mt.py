@@ -58,10 +58,10 @@ class DCAMT(Method):
 
         Beyond the paper: ``targets`` that are ``hard`` put 0.5 (cross-entropy + Dice) with the
         other branch's most probable class in the place of the KL divergence; ``soft`` is the paper.
-        ``paste`` is the share of each side of the box that a patch keeps for itself (0: no mixing);
-        around it lies its partner from the other half of the batch, while the targets come from the
-        unmixed patches. ``paste_into`` mixes ``unlabeled`` patches alone, so that the labelled ones
-        stay whole, or ``both`` halves. All of it is part of the distillation and goes with it.
+        ``paste`` is the share of each side of a box that an unlabelled patch keeps for itself (0:
+        no mixing). Around it lies a labelled patch, and the targets come from the unmixed one. As
+        the branches must look at that too, only the first half of the unlabelled patches is used,
+        each in two boxes within different labelled patches. Mixing is part of the distillation.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -84,7 +84,6 @@ class DCAMT(Method):
         ema_switch: Fraction = 0.5
         targets: Literal["soft", "hard"] = "hard"
         paste: Fraction = 0.67
-        paste_into: Literal["unlabeled", "both"] = "unlabeled"
 
     config: Config
 
@@ -105,17 +104,18 @@ class DCAMT(Method):
         x = self._patches(batch)
         logits_t, logits_s, features_t, features_s = self.pair(x.image, x.image)
         terms = {
-            "supervised_teacher": dice_ce(logits_t, x.label),
-            "supervised_student": dice_ce(logits_s, x.label),
+            "supervised_teacher": dice_ce(logits_t[: x.known], x.label[: x.known]),
+            "supervised_student": dice_ce(logits_s[: x.known], x.label[: x.known]),
         }
         loss = terms["supervised_teacher"] + terms["supervised_student"]
         ramp = at.ramp(c.ramp)
+        n = len(batch.image_l)
         # What each branch says of the unlabelled voxels, which the other learns.
-        teacher_says, student_says = x.clean or (logits_t.detach(), logits_s.detach())
+        teacher_says, student_says = x.clean or (logits_t[n:].detach(), logits_s[n:].detach())
         if "alignment" in self.uses:
-            guess = pseudo_label(teacher_says, x.unlabeled)
-            classes = torch.where(x.label == IGNORE, guess, x.label)
-            votes = one_hot(classes, self.pair.student.classes)
+            guess = pseudo_label(teacher_says, x.learn)
+            guess = torch.where(x.label[n:] == IGNORE, guess, x.label[n:])
+            votes = one_hot(torch.cat([batch.label_l, guess]), self.pair.student.classes)
             t, s, found = items(features_t, features_s, votes, c.units, c.foreground_share)
             terms["mmd"] = mmd(t, s, c.bandwidths)
             terms["intra"], terms["inter"] = intra_inter(t, s, found)
@@ -125,8 +125,8 @@ class DCAMT(Method):
                 + c.inter_weight * terms["inter"]
             )
         if "distillation" in self.uses:
-            terms["to_student"] = self._learn(logits_s, teacher_says, x)
-            terms["to_teacher"] = self._learn(logits_t, student_says, x)
+            terms["to_student"] = self._learn(logits_s[n:], teacher_says, x.learn)
+            terms["to_teacher"] = self._learn(logits_t[n:], student_says, x.learn)
             loss = loss + ramp * (
                 c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]
             )
@@ -136,9 +136,8 @@ class DCAMT(Method):
             ema_(self.pair.teacher, self.pair.student, c.ema_late if late else c.ema_early)
         return terms
 
-    def _learn(self, learner: Tensor, source: Tensor, x: "_Patches") -> Tensor:
-        """What ``learner`` lacks of ``source`` on unlabelled voxels; both are logits."""
-        learner, source, inside = (each[x.first :] for each in (learner, source, x.unlabeled))
+    def _learn(self, learner: Tensor, source: Tensor, inside: Tensor) -> Tensor:
+        """What ``learner`` lacks of ``source`` on the voxels ``inside``; both are logits."""
         if self.config.targets == "soft":
             return distillation(learner, source, inside, self.config.temperature)
         return dice_ce(learner, pseudo_label(source, inside))
@@ -150,26 +149,29 @@ class DCAMT(Method):
     @torch.no_grad()
     def _patches(self, batch: Batch) -> "_Patches":
         """Labelled and unlabelled patches as one batch, mixed if ``paste`` says so."""
-        to_u = torch.arange(len(batch.image_l)) % len(batch.image_u)  # partner of each labelled
-        to_l = torch.arange(len(batch.image_u)) % len(batch.image_l)  # and each unlabelled patch
-        own_l = own_u = torch.ones_like(batch.inside_u[0])  # voxels a patch keeps for itself
-        clean = None
-        if "distillation" in self.uses and self.config.paste:
-            clean_t, clean_s, _, _ = self.pair(batch.image_u, batch.image_u)
-            clean = torch.cat([clean_t[to_u], clean_t]), torch.cat([clean_s[to_u], clean_s])
-            own_u = random_box(own_u.shape, self.config.paste, own_u.device)
-            if self.config.paste_into == "both":
-                own_l = own_u
-        image_l = torch.where(own_l, batch.image_l, batch.image_u[to_u])
-        image_u = torch.where(own_u, batch.image_u, batch.image_l[to_l])
-        label_l = batch.label_l.masked_fill(~own_l, IGNORE)
-        label_u = batch.label_l[to_l].masked_fill(own_u, IGNORE)
+        if not self.config.paste or "distillation" not in self.uses:
+            image = torch.cat([batch.image_l, batch.image_u])
+            nothing = torch.full_like(batch.inside_u, IGNORE, dtype=torch.int64)
+            label = torch.cat([batch.label_l, nothing])
+            return _Patches(image, label, len(batch.label_l), batch.inside_u)
+        places = torch.arange(len(batch.image_u))
+        size, device = batch.image_u.shape[2:], batch.image_u.device
+        least = 2 if size.numel() == STRIDE**3 else 1  # one value has no variance to normalise by
+        seen = max(least, (len(places) + 1) // 2)
+        of = places % seen  # the unlabelled patch in each place
+        around = (places // seen + of) % len(batch.image_l)  # the labelled one around it
+        image = batch.image_u[:seen]
+        clean_t, clean_s, _, _ = self.pair(image, image)
+        boxes = torch.stack([random_box(size, self.config.paste, device) for _ in places])
+        own = boxes & batch.inside_u[of]
+        mixed = torch.where(own.unsqueeze(1), batch.image_u[of], batch.image_l[around])
+        label = batch.label_l[around].masked_fill(own, IGNORE)
         return _Patches(
-            torch.cat([image_l, image_u]),
-            torch.cat([label_l, label_u]),
-            torch.cat([batch.inside_u[to_u] & ~own_l, batch.inside_u & own_u]),
-            0 if self.config.paste_into == "both" else len(image_l),
-            clean,
+            torch.cat([batch.image_l, mixed]),
+            torch.cat([batch.label_l, label]),
+            len(batch.label_l) + len(label),
+            own,
+            (clean_t[of], clean_s[of]),
         )
 
 
@@ -193,13 +195,13 @@ class Pair(nn.Module):
 
 @dataclass(frozen=True)
 class _Patches:
-    """A batch as DCA-MT sees it; B = L + U."""
+    """A batch as DCA-MT sees it: L labelled patches, then U with unlabelled voxels."""
 
-    image: Tensor  # (B, C, X, Y, Z)
-    label: Tensor  # (B, X, Y, Z), IGNORE where no label is known
-    unlabeled: Tensor  # (B, X, Y, Z), voxels of unlabelled scans
-    first: int  # the first patch that has any
-    clean: tuple[Tensor, Tensor] | None = None  # both branches' logits of the unmixed patches
+    image: Tensor  # (L + U, C, X, Y, Z)
+    label: Tensor  # (L + U, X, Y, Z), IGNORE where no label is known
+    known: int  # how many patches, from the first on, have any label
+    learn: Tensor  # (U, X, Y, Z), the unlabelled voxels, on which the branches teach each other
+    clean: tuple[Tensor, Tensor] | None = None  # both branches' logits there, before mixing
 
 
 def items(
