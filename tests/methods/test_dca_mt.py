@@ -1,5 +1,6 @@
 """DCA-MT: its terms, its weights, its teacher and its items."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -161,16 +162,18 @@ def test_mixed_patches_lie_within_labelled_ones_and_learn_from_the_unmixed(
 
 
 @pytest.mark.parametrize(
-    ("labeled", "unlabeled", "pairs"),
+    ("labeled", "unlabeled", "boxes", "pairs"),
     [
-        (2, 2, [(0, 0), (0, 1)]),
-        (2, 4, [(0, 0), (1, 1), (0, 1), (1, 0)]),
-        (1, 3, [(0, 0), (1, 0), (0, 0)]),
-        (3, 1, [(0, 0)]),
+        (2, 2, 2, [(0, 0), (0, 1)]),
+        (2, 2, 1, [(0, 0), (1, 1)]),
+        (2, 4, 2, [(0, 0), (1, 1), (0, 1), (1, 0)]),
+        (3, 4, 3, [(0, 0), (1, 1), (0, 1), (1, 2)]),
+        (1, 3, 2, [(0, 0), (1, 0), (0, 0)]),
+        (3, 1, 2, [(0, 0)]),
     ],
 )
 def test_views_of_one_patch_lie_within_different_labelled_patches(
-    labeled, unlabeled, pairs, build, plain_update
+    labeled, unlabeled, boxes, pairs, build, plain_update
 ) -> None:
     size = (32, 16, 16)
     constant = torch.arange(max(labeled, unlabeled)).view(-1, 1, 1, 1, 1).expand(-1, 1, *size)
@@ -181,12 +184,12 @@ def test_views_of_one_patch_lie_within_different_labelled_patches(
         torch.ones(unlabeled, *size, dtype=torch.bool),
         ("",) * (labeled + unlabeled),
     )
-    method = build(DCAMT).train()
+    method = build(DCAMT, boxes=boxes).train()
     seen: list[Tensor] = []
     method.pair.register_forward_pre_hook(lambda pair, inputs: seen.append(inputs[0]))
     method.step(batch, Progress(0, 10), plain_update(method))
     clean, mixed = seen
-    assert len(clean) == (unlabeled + 1) // 2
+    assert len(clean) == math.ceil(unlabeled / boxes)
     assert torch.equal(mixed[:labeled], batch.image_l)
     found = [(int(patch.max()) - 100, int(patch.min())) for patch in mixed[labeled:]]
     assert found == pairs

@@ -16,6 +16,7 @@ ones around them (``paste``). The paper's own reading is
 ``targets=soft to_student=1.0 to_teacher=0.3 paste=0``.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -60,8 +61,9 @@ class DCAMT(Method):
         other branch's most probable class in the place of the KL divergence; ``soft`` is the paper.
         ``paste`` is the share of each side of a box that an unlabelled patch keeps for itself (0:
         no mixing). Around it lies a labelled patch, and the targets come from the unmixed one. As
-        the branches must look at that too, only the first half of the unlabelled patches is used,
-        each in two boxes within different labelled patches. Mixing is part of the distillation.
+        the branches must look at that too, each patch is used in ``boxes`` places of the batch,
+        within different labelled patches, and as many fewer patches are used: 1 uses them all, 2
+        the first half. Mixing is part of the distillation.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -84,6 +86,7 @@ class DCAMT(Method):
         ema_switch: Fraction = 0.5
         targets: Literal["soft", "hard"] = "hard"
         paste: Fraction = 0.67
+        boxes: PositiveInt = 2
 
     config: Config
 
@@ -157,7 +160,7 @@ class DCAMT(Method):
         places = torch.arange(len(batch.image_u))
         size, device = batch.image_u.shape[2:], batch.image_u.device
         least = 2 if size.numel() == STRIDE**3 else 1  # one value has no variance to normalise by
-        seen = max(least, (len(places) + 1) // 2)
+        seen = max(least, math.ceil(len(places) / self.config.boxes))
         of = places % seen  # the unlabelled patch in each place
         around = (places // seen + of) % len(batch.image_l)  # the labelled one around it
         image = batch.image_u[:seen]
