@@ -41,14 +41,14 @@ def check_fits(needed: float, what: str) -> None:
 
     Says nothing where the system does not tell.
     """
-    held = _most_memory()
+    held = most_memory()
     if needed > held:
         raise InputError(
             f"{what} takes {needed / 1e9:.3g} GB of memory, but there are {held / 1e9:.3g} here"
         )
 
 
-def _most_memory() -> float:
+def most_memory() -> float:
     """Bytes of the machine's memory, or of this process's limit where that is lower."""
     try:
         import resource  # noqa: PLC0415

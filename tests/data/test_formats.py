@@ -424,8 +424,8 @@ def test_what_memory_cannot_hold_is_refused(tmp_path: Path, monkeypatch, ending:
     """Zeros that truly unpack to more than the machine has."""
     zeros = np.zeros((50, 40, 30), np.float32)
     write_volume(tmp_path / f"a.{ending}", zeros, np.eye(4))
-    monkeypatch.setattr("dcamt.data.formats.guard._memory", lambda: 60_000 * 12 - 1)
-    with pytest.raises(InputError, match="needs 720000 bytes of memory, but this machine has"):
+    monkeypatch.setattr("dcamt.data.formats.guard.most_memory", lambda: 60_000 * 12 - 1)
+    with pytest.raises(InputError, match="needs 720000 bytes of memory, but there are 719999 here"):
         read_image([tmp_path / f"a.{ending}"])
 
 

@@ -7,7 +7,6 @@ over becomes one InputError.
 
 import contextlib
 import io
-import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dcamt.errors import InputError
+from dcamt.memory import most_memory
 
 DEFLATE_LIMIT = 1032
 """Bytes that one byte of a deflate stream (gzip, zlib, HDF5) can expand to, at most."""
@@ -150,17 +150,9 @@ def check_axes(path: Path, affine: Array) -> None:
 
 
 def _check_memory(path: Path, needed: int) -> None:
-    memory = _memory()
-    if memory is not None and needed > memory:
+    memory = most_memory()
+    if needed > memory:
         raise InputError(
-            f"{path}: needs {needed} bytes of memory, but this machine has {memory}; crop or "
+            f"{path}: needs {needed} bytes of memory, but there are {memory:.0f} here; crop or "
             "resample it"
         )
-
-
-def _memory() -> int | None:
-    """Bytes of memory that this machine has, where the system tells."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
