@@ -16,7 +16,7 @@ from dcamt.errors import InputError
 from dcamt.experiment import load_run
 from dcamt.inference.predictor import make_predictor
 from dcamt.methods import METHODS
-from dcamt.networks.folding import fold_batch_norm, use_onednn
+from dcamt.networks.folding import fold_batch_norm
 from dcamt.networks.vnet import VNet
 
 # Only looked for: its import is the code's own to do.
@@ -97,25 +97,6 @@ def test_what_cannot_be_folded_is_left_alone():
     fold_batch_norm(network)
     assert [type(m) for m in network] == kinds
     assert torch.equal(network(image), expected)
-
-
-@pytest.mark.parametrize(
-    "convolution",
-    [
-        nn.Conv3d(4, 6, 3, padding=1, groups=2),
-        nn.Conv3d(4, 6, 2, stride=2, bias=False),
-        nn.Conv3d(4, 6, 3, padding=2, dilation=2),
-        nn.Conv3d(4, 6, 3, padding="same"),
-        nn.Conv3d(4, 6, 3, padding=1, padding_mode="reflect"),
-    ],
-)
-def test_onednn_computes_every_kind_of_convolution(convolution):
-    network = nn.Sequential(convolution)
-    image = torch.randn(1, 4, 8, 8, 8)
-    with torch.no_grad():
-        expected = network(image)
-        use_onednn(network)
-        torch.testing.assert_close(network(image), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_method_stays_trainable_and_as_it_was():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dcamt.config import Plan
 from dcamt.errors import InputError
 from dcamt.methods.method import Method
-from dcamt.networks.folding import fold_batch_norm, use_onednn
+from dcamt.networks.folding import fold_batch_norm
 from dcamt.networks.vnet import channels_last
 
 Backend = Literal["torch", "openvino"]
@@ -44,8 +44,6 @@ def make_predictor(
         return _openvino_predictor(method, plan, device)
     fast = deepcopy(method).eval().to(device)
     fold_batch_norm(fast)
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        use_onednn(fast)
     channels_last(fast)
     return Predictor(fast.branches, device)
 

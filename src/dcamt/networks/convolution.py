@@ -13,6 +13,29 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv3d_weight
 
 
+class Convolution(nn.Conv3d):
+    """Computed by oneDNN wherever nothing is trained, in float32.
+
+    For single patches of few channels PyTorch takes a slow kernel of its own, and with it the
+    contiguous layout: the first convolution of a V-Net, and those of its coarse levels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (
+            torch.is_grad_enabled()
+            or x.device.type != "cpu"
+            or x.dtype != torch.float32
+            or torch.is_autocast_enabled("cpu")
+            or torch.jit.is_tracing()  # type: ignore[attr-defined]
+            or not torch.backends.mkldnn.is_available()
+        ):
+            return super().forward(x)
+        assert not isinstance(self.padding, str)
+        return torch.mkldnn_convolution(
+            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+
+
 class Pointwise(nn.Conv3d):
     """A 1x1x1 convolution as a matrix product: on one thread PyTorch's own takes a slow way."""
 

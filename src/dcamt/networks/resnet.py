@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcamt.networks.convolution import Convolution
 from dcamt.networks.vnet import VNet
 
 _BLOCKS = (3, 4, 6, 3)
@@ -34,14 +35,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int = 1):
         super().__init__()
-        self.convolution_1 = nn.Conv3d(channels_in, channels, 3, stride, 1, bias=False)
+        self.convolution_1 = Convolution(channels_in, channels, 3, stride, 1, bias=False)
         self.norm_1 = nn.BatchNorm3d(channels)
-        self.convolution_2 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.convolution_2 = Convolution(channels, channels, 3, padding=1, bias=False)
         self.norm_2 = nn.BatchNorm3d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or channels_in != channels:
             self.shortcut = nn.Sequential(
-                nn.Conv3d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm3d(channels)
+                Convolution(channels_in, channels, 1, stride, bias=False), nn.BatchNorm3d(channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dcamt.networks.convolution import Pointwise, Upsampling
+from dcamt.networks.convolution import Convolution, Pointwise, Upsampling
 
 STRIDE = 16
 """Voxels of the input along each axis that one bottleneck voxel stands for."""
@@ -26,7 +26,7 @@ def _unit(convolution: nn.Module, channels: int) -> nn.Sequential:
 
 def _block(channels_in: int, channels: int, convolutions: int) -> nn.Sequential:
     sizes = [channels_in] + [channels] * convolutions
-    return nn.Sequential(*(_unit(nn.Conv3d(i, o, 3, padding=1), o) for i, o in pairwise(sizes)))
+    return nn.Sequential(*(_unit(Convolution(i, o, 3, padding=1), o) for i, o in pairwise(sizes)))
 
 
 class VNet(nn.Module):
@@ -47,7 +47,7 @@ class VNet(nn.Module):
             for level, (w, n) in enumerate(zip(widths, _ENCODER_CONVOLUTIONS, strict=True))
         )
         self.down = nn.ModuleList(
-            _unit(nn.Conv3d(i, o, 2, stride=2), o) for i, o in pairwise(widths)
+            _unit(Convolution(i, o, 2, stride=2), o) for i, o in pairwise(widths)
         )
         self.up = nn.ModuleList(_unit(Upsampling(i, o), o) for i, o in pairwise(reversed(widths)))
         self.decoder = nn.ModuleList(
