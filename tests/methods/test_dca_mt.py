@@ -126,32 +126,37 @@ def test_the_label_is_used_where_there_is_one(
     assert (~batch.inside_u).any()
 
 
+@pytest.mark.parametrize("boxes", [1, 2])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_mixed_patches_lie_within_labelled_ones_and_learn_from_the_unmixed(
-    seed, build, plain_update, batch
+    seed, boxes, build, plain_update, batch
 ) -> None:
     batch.inside_u[0, 0, :4, 0] = False
-    method = build(DCAMT, components="mutual", paste=0.5, targets="soft").train()
+    options = {"components": "mutual", "paste": 0.5, "boxes": boxes, "targets": "soft"}
+    method = build(DCAMT, **options).train()
     torch.manual_seed(seed)
-    boxes = [random_box((32, 16, 16), 0.5, torch.device("cpu")) for _ in range(2)]
-    assert not torch.equal(*boxes)
-    # Both places of unlabelled patches show the first one, each within a labelled patch of its own.
+    drawn = [random_box((32, 16, 16), 0.5, torch.device("cpu")) for _ in range(2)]
+    assert not torch.equal(*drawn)
+    # Both places of unlabelled patches lie within a labelled patch; with two boxes a patch, both
+    # show the first one.
+    shown = [0, 1] if boxes == 1 else [0, 0]
     image = torch.cat([batch.image_l, batch.image_l])
     label = torch.cat([batch.label_l, batch.label_l])
     learnt = torch.zeros_like(batch.inside_u)
-    for place, box in enumerate(boxes):
-        for x, y, z in (box & batch.inside_u[0]).nonzero().tolist():  # no padding is mixed in
-            image[2 + place, 0, x, y, z] = batch.image_u[0, 0, x, y, z]
+    for place, (of, box) in enumerate(zip(shown, drawn, strict=True)):
+        for x, y, z in (box & batch.inside_u[of]).nonzero().tolist():  # no padding is mixed in
+            image[2 + place, 0, x, y, z] = batch.image_u[of, 0, x, y, z]
             label[2 + place, x, y, z] = IGNORE
             learnt[place, x, y, z] = True
     with torch.no_grad():
-        clean_t, clean_s, _, _ = method.pair(batch.image_u[:1], batch.image_u[:1])
+        seen = batch.image_u[: 2 // boxes]
+        clean_t, clean_s, _, _ = method.pair(seen, seen)
         logits_t, logits_s, _, _ = method.pair(image, image)
     expected = {
         "supervised_teacher": dice_ce(logits_t, label),
         "supervised_student": dice_ce(logits_s, label),
-        "to_student": distillation(logits_s[2:], clean_t.expand_as(logits_s[2:]), learnt, 1.0),
-        "to_teacher": distillation(logits_t[2:], clean_s.expand_as(logits_t[2:]), learnt, 1.0),
+        "to_student": distillation(logits_s[2:], clean_t[shown], learnt, 1.0),
+        "to_teacher": distillation(logits_t[2:], clean_s[shown], learnt, 1.0),
     }
     torch.manual_seed(seed)
     found = method.step(batch, Progress(0, 1000), plain_update(method))
@@ -193,6 +198,16 @@ def test_views_of_one_patch_lie_within_different_labelled_patches(
     assert torch.equal(mixed[:labeled], batch.image_l)
     found = [(int(patch.max()) - 100, int(patch.min())) for patch in mixed[labeled:]]
     assert found == pairs
+
+
+def test_patches_of_one_bottleneck_voxel_are_looked_at_in_pairs(build, plain_update) -> None:
+    """Batch norm takes the variance of the batch: of one value there is none."""
+    size = (STRIDE,) * 3
+    image, inside = torch.randn(2, 1, *size), torch.ones(2, *size, dtype=torch.bool)
+    batch = Batch(image, inside.long(), image.clone(), inside, ("",) * 4)
+    method = build(DCAMT, boxes=2).train()
+    terms = method.step(batch, Progress(0, 10), plain_update(method))
+    assert all(term.isfinite() for term in terms.values())
 
 
 # The teacher

@@ -86,7 +86,7 @@ class DCAMT(Method):
         ema_switch: Fraction = 0.5
         targets: Literal["soft", "hard"] = "hard"
         paste: Fraction = 0.67
-        boxes: PositiveInt = 2
+        boxes: PositiveInt = 1
 
     config: Config
 
