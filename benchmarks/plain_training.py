@@ -8,7 +8,6 @@ that nothing but the loop differs.
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from dcamt.config import TrainConfig
-from dcamt.methods.method import Batch, Method, Progress
+from dcamt.methods.method import AnyModule, Batch, Method, Progress
 
 WORKERS = 4  # what the scripts ask for
 
@@ -59,9 +58,6 @@ def crops(dataset: Path, patch: tuple[int, int, int], train: TrainConfig) -> Ite
     for image, label in DataLoader(items, batch_size=count, num_workers=WORKERS):
         inside = torch.ones_like(label[labeled:], dtype=torch.bool)
         yield Batch(image[:labeled], label[:labeled], image[labeled:], inside, ("",) * count)
-
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def plain_layers(network: AnyModule) -> AnyModule:

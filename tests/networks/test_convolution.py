@@ -95,3 +95,13 @@ def test_a_double_convolution_is_left_to_pytorch():
     x = torch.randn(1, 2, 4, 4, 4, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(layer(x), plain(layer)(x))
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}]
+)
+def test_every_kind_of_padding_is_that_of_pytorch(options):
+    layer = Convolution(4, 6, 3, **options)
+    x = torch.randn(1, 4, 8, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), plain(layer)(x), atol=1e-5, rtol=1e-5)

@@ -106,13 +106,14 @@ class DCAMT(Method):
         c = self.config
         x = self._patches(batch)
         logits_t, logits_s, features_t, features_s = self.pair(x.image, x.image)
+        n = len(batch.image_l)
+        known = slice(None) if x.clean else slice(n)  # only mixed patches add labels to the first n
         terms = {
-            "supervised_teacher": dice_ce(logits_t[: x.known], x.label[: x.known]),
-            "supervised_student": dice_ce(logits_s[: x.known], x.label[: x.known]),
+            "supervised_teacher": dice_ce(logits_t[known], x.label[known]),
+            "supervised_student": dice_ce(logits_s[known], x.label[known]),
         }
         loss = terms["supervised_teacher"] + terms["supervised_student"]
         ramp = at.ramp(c.ramp)
-        n = len(batch.image_l)
         # What each branch says of the unlabelled voxels, which the other learns.
         teacher_says, student_says = x.clean or (logits_t[n:].detach(), logits_s[n:].detach())
         if "alignment" in self.uses:
@@ -156,7 +157,7 @@ class DCAMT(Method):
             image = torch.cat([batch.image_l, batch.image_u])
             nothing = torch.full_like(batch.inside_u, IGNORE, dtype=torch.int64)
             label = torch.cat([batch.label_l, nothing])
-            return _Patches(image, label, len(batch.label_l), batch.inside_u)
+            return _Patches(image, label, batch.inside_u)
         places = torch.arange(len(batch.image_u))
         size, device = batch.image_u.shape[2:], batch.image_u.device
         least = 2 if size.numel() == STRIDE**3 else 1  # one value has no variance to normalise by
@@ -172,7 +173,6 @@ class DCAMT(Method):
         return _Patches(
             torch.cat([batch.image_l, mixed]),
             torch.cat([batch.label_l, label]),
-            len(batch.label_l) + len(label),
             own,
             (clean_t[of], clean_s[of]),
         )
@@ -202,9 +202,8 @@ class _Patches:
 
     image: Tensor  # (L + U, C, X, Y, Z)
     label: Tensor  # (L + U, X, Y, Z), IGNORE where no label is known
-    known: int  # how many patches, from the first on, have any label
     learn: Tensor  # (U, X, Y, Z), the unlabelled voxels, on which the branches teach each other
-    clean: tuple[Tensor, Tensor] | None = None  # both branches' logits there, before mixing
+    clean: tuple[Tensor, Tensor] | None = None  # both branches' logits there, if mixed
 
 
 def items(

@@ -28,9 +28,10 @@ class Convolution(nn.Conv3d):
             or torch.is_autocast_enabled("cpu")
             or torch.jit.is_tracing()  # type: ignore[attr-defined]
             or not torch.backends.mkldnn.is_available()
+            or isinstance(self.padding, str)
+            or self.padding_mode != "zeros"
         ):
             return super().forward(x)
-        assert not isinstance(self.padding, str)
         return torch.mkldnn_convolution(
             x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
