@@ -6,10 +6,12 @@
 Trains each method once (one seed) and stops every so often to segment unlabelled cases whose label
 the splits file hides. Their labels are opened here, after the fact, to score the branches; the
 training itself sees what `dcamt train` sees. Leaves explained.csv and explained.png in --out.
+Stopped, it goes on when the same command is given again.
 """
 
 import argparse
 import csv
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +27,11 @@ from dcamt.data.dataset import read_dataset
 from dcamt.data.patches import Batches
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, hide_labels
-from dcamt.engine.train import make_fabric, train
+from dcamt.engine.checkpoint import check
+from dcamt.engine.train import Interrupted, make_fabric, train
 from dcamt.evaluation.metrics import segmentation_metrics
 from dcamt.experiment import build_method, plan_run
+from dcamt.files import write_text
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.method import Method, Progress
@@ -50,6 +54,15 @@ def main() -> None:
     overrides = [f"seed={options.seed}"]
     if options.iterations:
         overrides.append(f"train.iterations={options.iterations}")
+    try:
+        explain(options, overrides)
+    except Interrupted as stopped:
+        print("stopped and saved; give the same command again to go on")
+        raise SystemExit(stopped.exit_code) from None
+
+
+def explain(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Train and watch every method, then draw."""
     shown = {}
     for row in parse_rows(options.methods):
         config = load_config(options.config, overrides).model_copy(update={"method": row.method})
@@ -57,7 +70,6 @@ def main() -> None:
         every = max(1, config.train.iterations // options.looks)
         chosen = split.unlabeled[:: max(1, len(split.unlabeled) // options.cases)]
         folder = options.out / row.name.replace(":", "-")
-        folder.mkdir(parents=True, exist_ok=True)
         looks = watch(row, config, split, chosen[: options.cases], every, folder)
         shown[row.name] = (looks, weighted_losses(config, folder / "log.csv"))
     write_csv({name: looks for name, (looks, _) in shown.items()}, options.out / "explained.csv")
@@ -67,7 +79,10 @@ def main() -> None:
 def watch(
     row: Row, config: Config, split: Split, names: Sequence[str], every: int, folder: Path
 ) -> list[dict[str, Any]]:
-    """Train, and every ``every`` iterations score the branches on the cases ``names``."""
+    """Train, and every ``every`` iterations score the branches on the cases ``names``.
+
+    Goes on where ``folder`` was left: the looks are kept beside the checkpoint.
+    """
     assert config.plan is not None and config.dataset is not None
     everything = read_dataset(config.dataset)
     seen = prepare(hide_labels(everything, split).cases, config.plan)
@@ -78,17 +93,27 @@ def watch(
     batches = Batches(
         labeled, unlabeled, config.plan.patch, config.train, config.seed, config.plan.spacing
     )
-    looks: list[dict[str, Any]] = []
     settings = config.train.model_copy(update={"validate_every": every})
+    method = build_method(config)
+    what = json.dumps({"every": every, "cases": list(names), **config.model_dump(mode="json")})
+    if (folder / "what.json").exists() and (folder / "what.json").read_text() != what:
+        raise SystemExit(f"{folder}: was begun with other settings; choose another --out")
+    write_text(folder / "what.json", what)
+    looks: list[dict[str, Any]] = []
+    if (folder / "last.safetensors").exists():
+        done = check(folder / "last.safetensors", method)["iteration"]
+        looks = json.loads((folder / "looks.json").read_text()) if done >= every else []
+        looks = [found for found in looks if found["iteration"] <= done]
 
     def look(method: Method) -> float:
         found = judge(method, judged, config)
         looks.append({"iteration": min(config.train.iterations, every * (len(looks) + 1)), **found})
+        write_text(folder / "looks.json", json.dumps(looks))
         print(row.name, looks[-1], flush=True)
         return found["mean"]
 
     fabric = make_fabric(config.device, config.train.precision)
-    train(build_method(config), batches, settings, folder, fabric, look, quiet=True)
+    train(method, batches, settings, folder, fabric, look, resume=True, quiet=True)
     return looks
 
 
@@ -157,7 +182,7 @@ def write_csv(looks: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def draw(shown: dict[str, tuple[list[dict[str, Any]], Any]], path: Path) -> None:
     """Pseudo-label Dice, disagreement, and the weighted losses of the last method."""
-    figure = Figure(figsize=(12.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(14, 3.8), layout="constrained")
     quality, apart, losses = figure.subplots(1, 3)
     for colour, (name, (looks, _)) in zip(COLOURS, shown.items(), strict=False):
         at = [look["iteration"] for look in looks]
@@ -177,7 +202,9 @@ def draw(shown: dict[str, tuple[list[dict[str, Any]], Any]], path: Path) -> None
     for axes in (quality, apart, losses):
         axes.set_xlabel("iteration")
         axes.grid(color="#eceff2")
+    for axes in (quality, apart):
         axes.legend(fontsize=7, frameon=False)
+    losses.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
 
 

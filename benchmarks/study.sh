@@ -18,15 +18,16 @@ shift 4
 piece=${PIECE:-540} bin=${BIN:-.venv/bin}
 here=$(dirname "$0")
 
-code=0
-timeout -s TERM "$piece" "$bin/dcamt" compare "$data" --splits "$data/splits.json" \
-    --config "$recipe" --methods "$methods" --labeled 8,all --out "$out/compared" "$@" || code=$?
-if [ "$code" -eq 124 ] || [ "$code" -eq 143 ]; then
-    echo "stopped after $piece s and saved; give the same command again to go on"
-    exit "$code"
-elif [ "$code" -ne 0 ]; then
-    exit "$code"
-fi
+# Runs a command for one piece; what it was stopped in goes on at the next call.
+in_pieces() {
+    code=0
+    timeout -s TERM "$piece" "$@" || code=$?
+    [ "$code" -ne 124 ] || echo "stopped after $piece s and saved; give the same command again to go on"
+    [ "$code" -eq 0 ] || exit "$code"
+}
+
+in_pieces "$bin/dcamt" compare "$data" --splits "$data/splits.json" \
+    --config "$recipe" --methods "$methods" --labeled 8,all --out "$out/compared" "$@"
 
 mkdir -p "$out/weights"
 for run in "$out"/compared/runs/*; do
@@ -38,8 +39,9 @@ for run in "$out"/compared/runs/*; do
 done
 
 if [ ! -e "$out/explained/explained.png" ]; then
-    timeout -s TERM "$piece" "$bin/python" "$here/explain_training.py" "$data" \
-        --splits "$data/splits.json" --config "$recipe" --methods "${methods##*,}" \
-        ${EXPLAINED:+--iterations "$EXPLAINED"} --out "$out/explained"
+    last=${methods##*,}
+    set -- "$out"/compared/runs/*  # every run has the settings of the comparison
+    in_pieces "$bin/python" "$here/explain_training.py" "$data" --splits "$data/splits.json" \
+        --config "$1/config.yaml" --methods "$last" --out "$out/explained"
 fi
 echo "done: $out/compared/table.md, $out/weights, $out/explained"

@@ -116,10 +116,11 @@ class DCAMT(Method):
         ramp = at.ramp(c.ramp)
         # What each branch says of the unlabelled voxels, which the other learns.
         teacher_says, student_says = x.clean or (logits_t[n:].detach(), logits_s[n:].detach())
+        teacher_picks = pseudo_label(teacher_says, x.learn)
+        student_picks = pseudo_label(student_says, x.learn)
         if "alignment" in self.uses:
-            guess = pseudo_label(teacher_says, x.learn)
-            guess = torch.where(x.label[n:] == IGNORE, guess, x.label[n:])
-            votes = one_hot(torch.cat([batch.label_l, guess]), self.pair.student.classes)
+            label = torch.where(x.label[n:] == IGNORE, teacher_picks, x.label[n:])
+            votes = one_hot(torch.cat([batch.label_l, label]), self.pair.student.classes)
             t, s, found = items(features_t, features_s, votes, c.units, c.foreground_share)
             terms["mmd"] = mmd(t, s, c.bandwidths)
             terms["intra"], terms["inter"] = intra_inter(t, s, found)
@@ -129,8 +130,13 @@ class DCAMT(Method):
                 + c.inter_weight * terms["inter"]
             )
         if "distillation" in self.uses:
-            terms["to_student"] = self._learn(logits_s[n:], teacher_says, x.learn)
-            terms["to_teacher"] = self._learn(logits_t[n:], student_says, x.learn)
+            if c.targets == "soft":
+                to_student = distillation(logits_s[n:], teacher_says, x.learn, c.temperature)
+                to_teacher = distillation(logits_t[n:], student_says, x.learn, c.temperature)
+            else:
+                to_student = dice_ce(logits_s[n:], teacher_picks)
+                to_teacher = dice_ce(logits_t[n:], student_picks)
+            terms["to_student"], terms["to_teacher"] = to_student, to_teacher
             loss = loss + ramp * (
                 c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]
             )
@@ -139,12 +145,6 @@ class DCAMT(Method):
             late = at.iteration >= c.ema_switch * at.iterations
             ema_(self.pair.teacher, self.pair.student, c.ema_late if late else c.ema_early)
         return terms
-
-    def _learn(self, learner: Tensor, source: Tensor, inside: Tensor) -> Tensor:
-        """What ``learner`` lacks of ``source`` on the voxels ``inside``; both are logits."""
-        if self.config.targets == "soft":
-            return distillation(learner, source, inside, self.config.temperature)
-        return dice_ce(learner, pseudo_label(source, inside))
 
     def branches(self, image: Tensor) -> Tensor:
         logits_t, logits_s, _, _ = self.pair(image, image)
