@@ -2,19 +2,22 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import h5py
 import pytest
 
 from dcamt import api
 from dcamt.comparison import Design, ablation_rows, compare, parse_rows
 from dcamt.config import load_config
 from dcamt.data.phantom import write_phantoms
+from dcamt.data.volume import read_image, read_label
 from dcamt.errors import InputError
-from dcamt.files import alone
+from dcamt.files import LOCK, alone
 
 METHODS = "vnet,dca-mt:heads=1:head_size=4"
 FIRST, OTHER, CEILING = (
@@ -200,6 +203,39 @@ def test_a_folder_of_something_else_is_refused(phantoms, tmp_path):
     with pytest.raises(InputError, match="is no comparison"):
         api.compare(phantoms, tmp_path, "vnet", labeled=2, splits=phantoms / "splits.json")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_folder_is_refused(phantoms, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    before = (run / "config.yaml").read_text()
+    assert (run / LOCK).exists()
+    with pytest.raises(InputError, match="is no comparison"):
+        api.compare(phantoms, run, "vnet", labeled=2, splits=phantoms / "splits.json")
+    assert (run / "config.yaml").read_text() == before
+    assert not (run / "runs").exists()
+
+
+def test_test_cases_of_the_literatures_layout(data, settings, tmp_path):
+    """Whose files all have the same name."""
+    papers = tmp_path / "papers"
+    for image in (data / "imagesTr").iterdir():
+        case = image.name.removesuffix(".nii.gz")
+        (papers / case).mkdir(parents=True)
+        arrays = {"image": read_image([image]).array[0]}
+        if (label := data / "labelsTr" / image.name).exists():
+            arrays["label"] = read_label(label).array
+        with h5py.File(papers / case / "mri_norm2.h5", "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    out = tmp_path / "out"
+    found = api.compare(papers, out, "vnet", labeled=2, seeds=1, splits=data / "splits.json",
+                        set=[*settings, "train.iterations=2"], quiet=True)  # fmt: skip
+    tests = json.loads((data / "splits.json").read_text())["test"]
+    assert len(tests) == 2
+    assert found["cases"] == "test"
+    assert found["case_count"] == 2
+    assert {row["case"] for row in found["rows"][0]["runs"][0]["cases"]} == set(tests)
 
 
 def test_the_first_failure_is_told(phantoms, tmp_path, settings):

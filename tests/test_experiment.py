@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dcamt
-from dcamt import api
+from dcamt import api, experiment
 from dcamt.config import load_config
 from dcamt.data.prepare import Prepared
 from dcamt.errors import InputError
@@ -111,6 +111,40 @@ def test_resume_refuses_other_settings(trained, given, key):
     with pytest.raises(InputError, match=f"begun with {key}"):
         trained(resume=True, **given)
     assert (run / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("value", ["1e-05", "0.00001"])
+def test_resume_reads_a_number_as_the_method_does(trained, value):
+    run = trained(changes=["method.mmd_weight=1e-05"])
+    assert trained(resume=True, changes=[f"method.mmd_weight={value}"]) == run
+
+
+def test_resume_refuses_other_cases(trained, phantoms, tmp_path):
+    run = trained()
+    before = (run / "config.yaml").read_text()
+    assert trained(resume=True) == run
+    with pytest.raises(InputError, match="begun with other cases"):
+        trained(resume=True, labeled=3)
+    shutil.copytree(phantoms, tmp_path / "other")
+    with pytest.raises(InputError, match="begun with the data set"):
+        api.train(tmp_path / "other", run, resume=True, quiet=True)
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_a_training_that_began_while_another_planned_is_left_alone(trained, tmp_path, monkeypatch):
+    planned = experiment.plan_run
+
+    def slowly(*args):
+        found = planned(*args)
+        monkeypatch.setattr(experiment, "plan_run", planned)
+        trained(changes=["train.augment.intensity=0.2"])
+        return found
+
+    monkeypatch.setattr(experiment, "plan_run", slowly)
+    with pytest.raises(InputError, match="exists already"):
+        trained()
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert config.train.augment.intensity == 0.2
 
 
 def test_two_trainings_in_one_folder_are_refused(trained):

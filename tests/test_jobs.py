@@ -81,8 +81,14 @@ def test_cores_and_gpus_are_shared_out(monkeypatch):
     found = [(p["OMP_NUM_THREADS"], p["CUDA_VISIBLE_DEVICES"]) for p in places("cuda", None)]
     assert found == [("4", "0"), ("4", "1")]
     assert [p["CUDA_VISIBLE_DEVICES"] for p in places("cuda", 3)] == ["0", "1", "0"]
-    assert places("cuda", None, devices=2) == [{"OMP_NUM_THREADS": "8"}]
+    assert places("cuda", None, devices=2) == [
+        {"OMP_NUM_THREADS": "8", "CUDA_VISIBLE_DEVICES": "0,1"}
+    ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
     assert [p["CUDA_VISIBLE_DEVICES"] for p in places("cuda", None)] == ["5", "GPU-7"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,6,5,4")
+    found = [p["CUDA_VISIBLE_DEVICES"] for p in places("cuda", 3, devices=2)]
+    assert found == ["7,6", "5,4", "7,6"]
     with pytest.raises(InputError, match="--jobs 0"):
         places("cpu", 0)

@@ -1,6 +1,7 @@
 """The commands as functions, for notebooks and scripts; ``dcamt.train`` and so on."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from dcamt.evaluation.evaluate import write_json
 from dcamt.experiment import load_run, train_run
 from dcamt.export import export_run
 from dcamt.files import refuse_links, remove_abandoned
-from dcamt.inference.predict import DICOM_SEG, Extras, predict_case
+from dcamt.inference.predict import DICOM_SEG, Extras, map_name, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import kept_memory
@@ -130,6 +131,14 @@ def predict(
         raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
     if dicom_seg:
         check_sources(scan.images[0] for scan in scans)
+    if probabilities:
+        maps = [map_name(scan.name, structure) for scan in scans for structure in plan.classes]
+        ((name, times),) = Counter(maps).most_common(1)
+        if times > 1:
+            raise InputError(
+                f"two probability maps would be named {name}; rename a case, or leave out "
+                "--probabilities"
+            )
     refuse_links(Path(out), extras.folders())
     outputs = {scan.name: Path(out) / f"{scan.name}.{format}" for scan in scans}
     existing = [path for path in outputs.values() if path.exists()]

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from dcamt.config import Config, MethodConfig, load_config
-from dcamt.data.dataset import Dataset, read_dataset, read_json
+from dcamt.data.dataset import LITERATURE, Dataset, read_dataset, read_json
 from dcamt.data.split import Split, choose_split
 from dcamt.data.volume import read_image, read_label
 from dcamt.engine.train import choose_device
@@ -28,7 +28,7 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
 from dcamt.evaluation.statistics import against_first, case_means, gap_closed, over_seeds
 from dcamt.experiment import plan_run, refuse_changes, resolve_method
-from dcamt.files import LOCK, alone, atomic, refuse_links, remove_temporary, write_text
+from dcamt.files import alone, atomic, holds, refuse_links, remove_temporary, write_text
 from dcamt.jobs import Job, places, run_jobs
 from dcamt.reporting.charts import plot_efficiency, plot_metrics
 from dcamt.reporting.figures import plot_contours
@@ -152,8 +152,9 @@ def compare(
     console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
     if design.seeds < 1:
         raise InputError(f"--seeds {design.seeds}: ask for at least 1")
-    accelerator, _ = choose_device(config.device, config.train.precision)
-    environments = places(accelerator, jobs, config.train.devices)
+    train = config.train
+    accelerator, _ = choose_device(config.device, train.precision, train.devices)
+    environments = places(accelerator, jobs, train.devices)
     found = read_dataset(dataset)
     cases = [_choose_cases(found, out, design.splits, n, config) for n in design.counts]
     _refuse_twins([c.name for c in cases])
@@ -255,9 +256,7 @@ def _refuse_twins(names: Sequence[str]) -> None:
 
 def _refuse_foreign(out: Path) -> None:
     """InputError if ``out`` holds something, but no comparison."""
-    held = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
-    ours = {"splits", "runs", LOCK}
-    if held and not ours & {path.name for path in held}:
+    if holds(out) and not holds(out) & {"splits", "runs"}:
         raise InputError(f"{out}: exists already and is no comparison; choose another --out")
 
 
@@ -276,12 +275,14 @@ def _refuse_other(run: _Run) -> None:
 def _write_inputs(out: Path, dataset: Dataset, cases: Sequence[_Cases], config: Config) -> None:
     """What the runs are started with: the shared configuration, the splits, the test scans."""
     values = config.model_dump(mode="json", exclude={"dataset", "plan", "method", "seed"})
-    write_text(out / "config.yaml", yaml.safe_dump(values, sort_keys=False))
-    for c in cases:
+    for c in cases:  # first: by these a folder is known as a comparison
         write_text(c.file, _dump(c.split))
+    write_text(out / "config.yaml", yaml.safe_dump(values, sort_keys=False))
     for name in cases[0].split.test:
         for image in dataset.case(name).images:
-            link = out / "test-scans" / image.name
+            # The literature's volumes all have one name, in a folder of the case's.
+            own = f"{name}{image.suffix}" if image.name == LITERATURE else image.name
+            link = out / "test-scans" / own
             link.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 link.symlink_to(image.resolve())
@@ -329,7 +330,7 @@ class _Progress:
         self.done += 1
         minutes = (time.monotonic() - self.begin) / 60
         left = minutes / self.done * (self.total - self.done)
-        dice = _read_scores(self.runs[job.name])["mean"]["dice"]
+        dice = read_scores(self.runs[job.name].scores)["mean"]["dice"]
         shown = "none" if dice is None else f"{100 * dice:.2f} %"
         self.console.print(
             f"{self.done}/{self.total}  {job.name}  Dice {shown}  {minutes:.1f} min, about "
@@ -338,11 +339,6 @@ class _Progress:
 
 
 # ------------------------------------------------------------------------------------ collecting
-
-
-def _read_scores(run: _Run) -> dict[str, Any]:
-    """What the run was scored; InputError if the file is broken: without it, the run goes on."""
-    return read_scores(run.scores)
 
 
 def _collect(
@@ -354,7 +350,7 @@ def _collect(
     for c in sorted(cases, key=lambda c: (c.name == "all", len(c.split.labeled))):
         names = dict.fromkeys(run.row.name for run in runs if run.cases is c)
         of_row = {n: [r for r in runs if r.cases is c and r.row.name == n] for n in names}
-        scores = {name: [_read_scores(run) for run in of_row[name]] for name in names}
+        scores = {name: [read_scores(run.scores) for run in of_row[name]] for name in names}
         tests = against_first(list(scores.values()))
         for (name, found), p in zip(of_row.items(), tests, strict=True):
             unit = scores[name][0]["unit"]
@@ -425,7 +421,7 @@ def _contours(dataset: Dataset, runs: Sequence[_Run], rows: Sequence[Mapping[str
     predictions, values = {}, set()
     for row in rows:
         first = row["runs"][0]
-        folder = next(run for run in runs if first["folder"].endswith(run.folder.name))
+        folder = next(run for run in runs if first["folder"] == f"runs/{run.folder.name}")
         dice = case_means([first], "dice").get(case.name)
         title = row["name"] if dice is None else f"{row['name']}: {100 * dice:.1f}"
         path = folder.folder / folder.cases.scored / f"{case.name}.nii.gz"

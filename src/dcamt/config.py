@@ -87,6 +87,10 @@ class DataConfig(Section):
     patch: Patch | None = None
 
 
+MOST_CLASSES = 128
+"""With the background: prepared labels are int8."""
+
+
 class Plan(Section):
     """What preparation does, resolved: written to the run and reused by ``predict``."""
 
@@ -103,8 +107,8 @@ class Plan(Section):
     def _fits_together(self) -> "Plan":
         if not self.channels or len(self.normalization) != len(self.channels):
             raise ValueError("each channel needs one normalization")
-        if not 2 <= len(self.classes) <= 256:
-            raise ValueError("name the background and 1 to 255 classes")
+        if not 2 <= len(self.classes) <= MOST_CLASSES:
+            raise ValueError(f"name the background and 1 to {MOST_CLASSES - 1} classes")
         return self
 
 

@@ -1,7 +1,11 @@
 """``dcamt train``: from a data set and a configuration to a finished run folder."""
 
 import json
+import multiprocessing
+import os
 import platform
+import signal
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -21,10 +25,10 @@ from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.engine import checkpoint
-from dcamt.engine.train import choose_device, make_fabric, train
+from dcamt.engine.train import Interrupted, catch_signals, choose_device, make_fabric, train
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate, write_json
-from dcamt.files import TEMPORARY, alone, refuse_links, remove_temporary, write_text
+from dcamt.files import alone, holds, refuse_links, remove_temporary, write_text
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap
@@ -55,16 +59,24 @@ def train_run(
     contradict it are refused; otherwise a folder that holds anything is. ``labeled`` keeps so many
     labels, ``"all"`` every one there is. Raises InputError for anything the user can mend.
     """
-    if resume and (out / "config.yaml").exists():
+    begun = resume and (out / "config.yaml").exists()
+    if begun:
         asked = config
         config, split = _read_run(out)
         refuse_changes(asked, config, out)
+        _refuse_other_cases(out, config, split, dataset, splits, labeled)
     elif dataset is None:
         raise InputError("no data set is named; give its folder")
     else:
         _refuse_existing(out, resume)
-        config, split = _begin(dataset, out, config, splits, labeled)
+        versions = _versions(config)  # before the work: it refuses a device that is not there
+        config, split = plan_run(dataset, config, splits, labeled)
     with alone(out):
+        if not begun:
+            _refuse_existing(out, resume)  # another may have begun while this one planned
+            write_text(out / "split.json", json.dumps(asdict(split), indent=1))
+            write_text(out / "versions.json", json.dumps(versions, indent=1))
+            save_config(config, out / "config.yaml")
         return _train_and_report(out, config, split, resume, quiet)
 
 
@@ -75,22 +87,41 @@ def _train_and_report(out: Path, config: Config, split: Split, resume: bool, qui
     if resume and (out / "last.safetensors").exists():
         check_fit(config, out / "last.safetensors")
     fabric = make_fabric(config.device, config.train.precision, config.train.devices)
-    try:
-        work = partial(_train, config=config, split=split, out=out, resume=resume, quiet=quiet)
+    work = partial(_train, config=config, split=split, out=out, resume=resume, quiet=quiet)
+    if config.train.devices == 1:
         fabric.launch(work)
-    except ProcessRaisedException as error:
-        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        if kind.endswith(InputError.__name__):
-            raise InputError(message) from None
-        raise
-    except ProcessExitedException:
-        raise InputError(
-            f"{out}: one of the training processes died; continue with --resume"
-        ) from None
+    else:
+        _launch_processes(fabric, work, out)
     if split.val:
         _segment_validation(out, split, fabric.device)
     write_report(out)
     return out
+
+
+def _launch_processes(fabric: Fabric, work: Callable[[Fabric], None], out: Path) -> None:
+    """Do ``work`` in several processes, which get every signal that this one gets."""
+
+    def pass_on(number: int) -> None:
+        for process in multiprocessing.active_children():
+            if process.pid is not None:
+                os.kill(process.pid, number)
+
+    with catch_signals(pass_on) as stop:
+        try:
+            fabric.launch(work)
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+            if stop or kind.endswith(Interrupted.__name__):
+                raise Interrupted(stop[0] if stop else signal.SIGTERM) from None
+            if kind.endswith(InputError.__name__):
+                raise InputError(message) from None
+            if isinstance(error, ProcessRaisedException):
+                raise
+            raise InputError(
+                f"{out}: one of the training processes died; continue with --resume"
+            ) from None
+    if stop:  # a process that was just beginning ends without an error
+        raise Interrupted(stop[0])
 
 
 def _train(
@@ -219,28 +250,10 @@ def check_fit(config: Config, weights: Path) -> None:
 
 def _refuse_existing(out: Path, resume: bool) -> None:
     """InputError unless ``out`` is empty, or holds what a run killed while it began left."""
-    held = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
-    begun = {"split.json", "versions.json"} if resume else set()
-    if any(path.name not in begun and not path.name.startswith(TEMPORARY) for path in held):
+    if holds(out) - ({"split.json", "versions.json"} if resume else set()):
         raise InputError(
             f"{out}: exists already; choose another --out, or continue a run with --resume"
         )
-
-
-def _begin(
-    dataset: Path,
-    out: Path,
-    config: Config,
-    splits: Path | None,
-    labeled: int | Literal["all"] | None,
-) -> tuple[Config, Split]:
-    versions = _versions(config)  # first: it refuses a device that is not there
-    config, split = plan_run(dataset, config, splits, labeled)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "split.json", json.dumps(asdict(split), indent=1))
-    write_text(out / "versions.json", json.dumps(versions, indent=1))
-    save_config(config, out / "config.yaml")
-    return config, split
 
 
 def plan_run(
@@ -302,7 +315,39 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
                     "option out to resume, or start a new run in another --out"
                 )
 
-    compare(asked.model_dump(mode="json", exclude_unset=True), kept.model_dump(mode="json"), "")
+    values = asked.model_dump(mode="json", exclude_unset=True)
+    method = values.get("method", {})
+    if method.get("name", kept.method.name) == kept.method.name:
+        # As the method reads them: YAML takes 1e-05 for text, and the run has a number.
+        given = MethodConfig.model_validate({**method, "name": kept.method.name})
+        resolved = resolve_method(given).model_dump(mode="json")
+        values["method"] = {key: resolved[key] for key in method}
+    compare(values, kept.model_dump(mode="json"), "")
+
+
+def _refuse_other_cases(
+    run: Path,
+    kept: Config,
+    split: Split,
+    dataset: Path | None,
+    splits: Path | None,
+    labeled: int | Literal["all"] | None,
+) -> None:
+    """InputError if a run is to go on with another data set, or with other cases of it."""
+    assert kept.dataset is not None
+    if dataset is not None and dataset.resolve() != kept.dataset:
+        raise InputError(
+            f"{run}: was begun with the data set {kept.dataset}, not {dataset}; give that one, or "
+            "start a new run in another --out"
+        )
+    if splits is None and labeled is None:
+        return
+    found = read_dataset(kept.dataset)
+    if choose_split(found, splits, labeled, kept.seed, kept.data.val_fraction) != split:
+        raise InputError(
+            f"{run}: was begun with other cases; leave out --splits and --labeled to resume, or "
+            "start a new run in another --out"
+        )
 
 
 def _check_enough(split: Split, config: Config) -> None:
@@ -341,7 +386,8 @@ def _check_classes(cases: list[Prepared], classes: tuple[str, ...]) -> None:
 
 
 def _versions(config: Config) -> dict[str, str]:
-    accelerator, precision = choose_device(config.device, config.train.precision)
+    settings = config.train
+    accelerator, precision = choose_device(config.device, settings.precision, settings.devices)
     device = torch.cuda.get_device_name() if accelerator == "cuda" else "CPU"
     return {
         **{name: version(name) for name in _VERSIONS},

@@ -78,6 +78,16 @@ def alone(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def holds(folder: Path) -> set[str]:
+    """Names of what lies in ``folder``, or of what is there instead; the lock is nothing.
+
+    Nor is what a killed process left half-written.
+    """
+    found = folder.iterdir() if folder.is_dir() else [folder] if folder.exists() else []
+    names = {path.name for path in found}
+    return {name for name in names if name != LOCK and not name.startswith(TEMPORARY)}
+
+
 def remove_temporary(folder: Path) -> None:
     """Remove what a killed process left half-written in ``folder`` and below, which is ours alone.
 

@@ -29,8 +29,8 @@ def places(accelerator: str, at_once: int | None, devices: int = 1) -> list[dict
     """The environment variables of each place where a job can run.
 
     ``at_once`` is the number of places; None for one a core on a CPU and one a GPU on ``cuda``.
-    Each gets its share of the cores and, where a job takes one GPU, a GPU of its own; places
-    beyond the number of GPUs share them. Raises InputError for fewer than one place.
+    Each gets its share of the cores and, of the GPUs, ``devices`` of its own; places beyond their
+    number share them. Raises InputError for fewer than one place.
     """
     if at_once is not None and at_once < 1:
         raise InputError(f"--jobs {at_once}: ask for at least 1")
@@ -38,12 +38,13 @@ def places(accelerator: str, at_once: int | None, devices: int = 1) -> list[dict
     gpus = torch.cuda.device_count() if accelerator == "cuda" else 0
     count = at_once or (max(1, gpus // devices) if gpus else cores) or 1
     threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // count))}
-    if not gpus or devices > 1:
+    if not gpus:
         return [threads] * count
     # A user who hides GPUs names the visible ones; their names count, not their positions.
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = named.split(",") if named else [str(i) for i in range(gpus)]
-    return [{**threads, "CUDA_VISIBLE_DEVICES": names[i % gpus]} for i in range(count)]
+    taken = [[names[(i * devices + k) % gpus] for k in range(devices)] for i in range(count)]
+    return [{**threads, "CUDA_VISIBLE_DEVICES": ",".join(own)} for own in taken]
 
 
 def run_jobs(

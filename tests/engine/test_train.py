@@ -23,9 +23,17 @@ from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import prepare
 from dcamt.data.split import choose_split, hide_labels
 from dcamt.engine import checkpoint
-from dcamt.engine.train import Interrupted, learning_rate, make_fabric, train
+from dcamt.engine.train import (
+    Interrupted,
+    Update,
+    choose_device,
+    learning_rate,
+    make_fabric,
+    train,
+)
 from dcamt.errors import InputError
 from dcamt.experiment import build_method
+from dcamt.losses.alignment import squared_distances
 
 METHODS = {
     **{name: [f"method.name={name}"] for name in methods.METHODS},
@@ -347,6 +355,55 @@ def test_the_command_leaves_with_the_code_of_its_signal(phantoms, tmp_path, tiny
         assert done > iterations
         assert f'"iteration": {done}' in content(run / "last.safetensors")[1]["state"]
         iterations = done
+
+
+@pytest.mark.slow
+def test_several_processes_save_and_leave_together(phantoms, tmp_path, tiny):
+    """SIGTERM to the command alone, as `timeout` sends it; nobody stays behind."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "dcamt.cli", "train", phantoms, "--out", run, "--resume",
+               "--splits", phantoms / "splits.json", "--method", "vnet", "--quiet"]  # fmt: skip
+    changes = [s for s in tiny if not s.startswith("method.")]
+    changes += ["train.devices=2", "train.iterations=1000", "train.checkpoint_every=1000"]
+    process = subprocess.Popen(
+        [*map(str, command), *(part for s in changes for part in ("--set", s))],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not (run / "log.csv").exists() or len(rows(run)) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    done = len(rows(run))
+    assert done % 10 == 0
+    assert f'"iteration": {done}' in content(run / "last.safetensors")[1]["state"]
+    with pytest.raises(ProcessLookupError):
+        for _ in range(1000):  # Python's own helper process takes a moment to follow
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_gpu_without_bfloat16_units_computes_in_float32(monkeypatch, native, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert choose_device("auto", "auto") == ("cuda", precision)
+    assert choose_device("cpu", "auto") == ("cpu", "32-true")
+    with pytest.raises(InputError, match=r"train\.devices = 2: PyTorch sees 1 GPU"):
+        choose_device("cuda", "auto", 2)
+
+
+def test_gradients_are_not_computed_in_the_types_of_the_forward_pass():
+    torch.manual_seed(0)
+    x = torch.randn(8, 16, requires_grad=True)
+    (expected,) = torch.autograd.grad(squared_distances(x, x).square().sum(), x)
+    fabric = make_fabric("cpu", "bf16-mixed")
+    with fabric.autocast():
+        Update(fabric, {})(squared_distances(x, x).square().sum())
+    torch.testing.assert_close(x.grad, expected)
 
 
 def signal_workers(number, *others):

@@ -308,6 +308,18 @@ def test_given_overlap_wins_over_the_runs_stride(tiny_run, tmp_path, phantoms):
     assert not np.array_equal(maps["run"], maps["default"])
 
 
+def test_maps_that_would_have_one_name_are_refused(phantoms, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("[background, atrium]", "[T1+, T1*]"))
+    source, out = phantoms / "imagesTr" / "phantom_000.nii.gz", tmp_path / "out"
+    with pytest.raises(InputError, match="named phantom_000_T1_"):
+        api.predict(run, source, out, probabilities=True, quiet=True)
+    assert not out.exists()
+    api.predict(run, source, out, quiet=True)
+
+
 def test_entropy_against_a_slow_reference():
     p = torch.from_numpy(np.random.default_rng(0).dirichlet((0.3,) * 4, (3, 4, 5))).movedim(-1, 0)
     found = entropy(p)

@@ -22,7 +22,7 @@ from scipy import ndimage
 from dcamt.data.formats import dicom
 from dcamt.data.volume import Volume, check_same_grid, read_image, read_label, write_volume
 from dcamt.errors import InputError
-from dcamt.files import TEMPORARY, refuse_links, remove_temporary, write_text
+from dcamt.files import holds, refuse_links, remove_temporary, write_text
 
 MARK = "benchmark.json"
 NOTE = (
@@ -248,10 +248,8 @@ def _plain(folder: Path) -> str:
 
 def _refuse_others(out: Path, mark: str) -> None:
     """InputError unless ``out`` is new, empty, or begun by the same preset."""
-    held = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
-    held = [path for path in held if not path.name.startswith(TEMPORARY)]
     same = (out / MARK).is_file() and (out / MARK).read_text(errors="replace") == mark
-    if held and not same:
+    if holds(out) and not same:
         raise InputError(f"{out}: exists already; choose another folder")
     refuse_links(out, ("imagesTr", "labelsTr", MARK))
 

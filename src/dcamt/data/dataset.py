@@ -35,6 +35,8 @@ OTHER_FORMATS = (
     *dicom.ENDINGS,
 )
 LITERATURE = "mri_norm2.h5"
+VOLUMES_AT_ONCE = 4
+"""Whole scans that are in memory while a data set is read, however many cores there are."""
 
 
 @dataclass(frozen=True)

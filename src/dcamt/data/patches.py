@@ -145,9 +145,6 @@ class Batches(torch.utils.data.Dataset[Batch]):
         self.patch, self.train, self.seed, self.spacing = patch, train, seed, spacing
         self._foreground: dict[str, NDArray[np.int64]] = {}
 
-    def __len__(self) -> int:
-        return self.train.iterations
-
     def __getitem__(self, iteration: int) -> Batch:
         rng = np.random.default_rng([self.seed, 0, iteration])
         labeled = self._pick(self.labeled, self.train.labeled_batch, iteration, stream=1)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcamt.config import Plan
-from dcamt.data.dataset import Case, check_label_values
+from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, check_label_values
 from dcamt.data.formats import parts_of
 from dcamt.data.space import label_to_network, to_network
 from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
@@ -65,7 +65,7 @@ def prepare(cases: Sequence[Case], plan: Plan) -> list[Prepared]:
     Raises InputError for files that cannot be used and for labels that do not fit their image.
     """
     remove_abandoned(cache_folder())
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(VOLUMES_AT_ONCE) as pool:
         return list(pool.map(lambda case: _prepare(case, plan), cases))
 
 

@@ -31,14 +31,17 @@ def save(
     path: Path, method: Method, optimizers: dict[str, Optimizer], state: dict[str, Any]
 ) -> None:
     """Weights, state of each optimiser (none for weights alone) and ``state`` (JSON values)."""
-    tensors = {name: value.detach().cpu() for name, value in method.state_dict().items()}
+    tensors = {name: value.detach() for name, value in method.state_dict().items()}
     for part, optimizer in optimizers.items():
         for index, values in optimizer.state_dict()["state"].items():
             for key, value in values.items():
                 if isinstance(value, Tensor):
-                    tensors[f"{_OPTIMIZER}{part}/{index}/{key}"] = value.detach().cpu()
+                    tensors[f"{_OPTIMIZER}{part}/{index}/{key}"] = value.detach()
     # Shared tensors (one attention for two directions) are stored once under each name.
-    owned = {name: value.contiguous().clone() for name, value in tensors.items()}
+    owned = {
+        name: value.to("cpu", memory_format=torch.contiguous_format, copy=True)
+        for name, value in tensors.items()
+    }
     _write(path, owned, state)
 
 

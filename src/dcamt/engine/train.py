@@ -3,7 +3,7 @@
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,9 @@ class Update:
         optimizers = [self.optimizers[part] for part in parts or self.optimizers]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        # Autocast is for the forward pass: gradients have the types of what they are gradients of.
+        with torch.autocast(self.fabric.device.type, enabled=False):
+            self.fabric.backward(loss)
         if self.fabric.world_size > 1:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -61,20 +63,28 @@ class Update:
             optimizer.step()
 
 
-def choose_device(device: str, precision: str) -> tuple[str, str]:
-    """Resolve ``auto``: a GPU in bfloat16 where there is one, else the CPU in float32."""
+def choose_device(device: str, precision: str, devices: int = 1) -> tuple[str, str]:
+    """Resolve ``auto``: a GPU where there is one, in bfloat16 if it has units for that.
+
+    Raises InputError where there is no GPU, or fewer than ``devices``, and one was asked for.
+    """
     present = torch.cuda.is_available()
     if device == "cuda" and not present:
         raise InputError("device = cuda: PyTorch sees no GPU here; use --device cpu or auto")
     accelerator = "cuda" if present and device != "cpu" else "cpu"
+    if accelerator == "cuda" and devices > torch.cuda.device_count():
+        raise InputError(
+            f"train.devices = {devices}: PyTorch sees {torch.cuda.device_count()} GPU(s) here"
+        )
     if precision == "auto":
-        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+        fast = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if fast else "32-true"
     return accelerator, precision
 
 
 def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     """Fabric on the resolved device; InputError if it is not there."""
-    accelerator, resolved = choose_device(device, precision)
+    accelerator, resolved = choose_device(device, precision, devices)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     kind: Any = resolved
     strategy = "ddp_spawn" if devices > 1 else "auto"
@@ -125,6 +135,7 @@ def train(
         batch_size=None,
         sampler=mine,
         num_workers=settings.workers,
+        pin_memory=fabric.device.type == "cuda",
         worker_init_fn=_leave_signals_to_parent,
     )
     writes = fabric.is_global_zero
@@ -149,12 +160,28 @@ def train(
                 if writes and (state["best"] is None or dice > state["best"]):
                     state["best"] = dice
                     checkpoint.save(run / "best.safetensors", method, {}, state)
-            if _due(step + 1, settings.checkpoint_every, settings) or stop:
+            stopped = _is_stopped(stop, fabric, step)  # once: a signal may come at any moment
+            if _due(step + 1, settings.checkpoint_every, settings) or stopped:
                 log.flush()
                 if writes:
                     checkpoint.save(run / "last.safetensors", method, optimizers, state)
-            if stop and step + 1 < settings.iterations:
-                raise Interrupted(stop[0])
+            if stopped and step + 1 < settings.iterations:
+                fabric.barrier()  # the first that leaves ends the others, who may be saving
+                raise Interrupted(stopped)
+
+
+def _is_stopped(received: Sequence[int], fabric: Fabric, step: int) -> int:
+    """The signal to leave on after this iteration, or 0.
+
+    Several processes must leave together, and ask one another every tenth iteration.
+    """
+    number = received[0] if received else 0
+    if fabric.world_size == 1:
+        return number
+    if (step + 1) % 10:
+        return 0
+    numbers: Any = fabric.all_gather(torch.tensor(number, device=fabric.device))
+    return int(numbers.max())
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -199,12 +226,16 @@ def set_learning_rate(
 
 
 @contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM are added to instead of ending the process at once."""
+def catch_signals(then: Callable[[int], None] = lambda number: None) -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM are added to instead of ending the process at once.
+
+    ``then`` is called with each.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        then(number)
 
     try:
         before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -82,7 +82,7 @@ def predict_case(
     stem = output.name.removesuffix(ending)
     if extras.probabilities:
         for k, name in enumerate(plan.classes):
-            path = output.parent / "probabilities" / f"{stem}_{_file_part(name)}{ending}"
+            path = output.parent / "probabilities" / f"{map_name(stem, name)}{ending}"
             write_volume(path, restored[k], affine)
     if extras.uncertainty:
         maps = {"entropy": entropy(probabilities), "disagreement": disagreement(branches)}
@@ -129,5 +129,6 @@ def most_probable(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     return classes
 
 
-def _file_part(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+def map_name(case: str, structure: str) -> str:
+    """Name of a probability map, without its ending."""
+    return f"{case}_{''.join(c if c.isalnum() or c in '-_' else '_' for c in structure)}"

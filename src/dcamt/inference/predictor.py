@@ -37,8 +37,8 @@ def make_predictor(
 ) -> Predictor:
     """A fast copy of ``method``, which stays as it is.
 
-    Probabilities equal those of ``method`` in evaluation mode to 1e-4. Raises InputError if
-    OpenVINO is asked for but not installed, or asked to use a GPU.
+    On a CPU, probabilities equal those of ``method`` in evaluation mode to 1e-4. Raises InputError
+    if OpenVINO is asked for but not installed, or asked to use a GPU.
     """
     if backend == "openvino":
         return _openvino_predictor(method, plan, device)

@@ -77,8 +77,9 @@ def mix(batch: Batch, guess: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tens
     The labels, ``(L + U, X, Y, Z)``, are the annotated ones and the guessed ones, each IGNORE where
     the other applies.
     """
-    to_u = torch.arange(len(batch.image_l)) % len(batch.image_u)  # partner of each labelled patch
-    to_l = torch.arange(len(batch.image_u)) % len(batch.image_l)  # and each unlabelled one
+    device, labeled, unlabeled = mask.device, len(batch.image_l), len(batch.image_u)
+    to_u = torch.arange(labeled, device=device) % unlabeled  # partner of each labelled patch
+    to_l = torch.arange(unlabeled, device=device) % labeled  # and each unlabelled one
     x_out = torch.where(mask, batch.image_l, batch.image_u[to_u])
     x_in = torch.where(mask, batch.image_u, batch.image_l[to_l])
     known_out, known_in = batch.label_l, batch.label_l[to_l]

@@ -158,15 +158,17 @@ class DCAMT(Method):
             nothing = torch.full_like(batch.inside_u, IGNORE, dtype=torch.int64)
             label = torch.cat([batch.label_l, nothing])
             return _Patches(image, label, batch.inside_u)
-        places = torch.arange(len(batch.image_u))
         size, device = batch.image_u.shape[2:], batch.image_u.device
+        n = len(batch.image_u)
+        places = torch.arange(n, device=device)
         least = 2 if size.numel() == STRIDE**3 else 1  # one value has no variance to normalise by
-        seen = max(least, math.ceil(len(places) / self.config.boxes))
+        seen = max(least, math.ceil(n / self.config.boxes))
         of = places % seen  # the unlabelled patch in each place
         around = (places // seen + of) % len(batch.image_l)  # the labelled one around it
         image = batch.image_u[:seen]
         clean_t, clean_s, _, _ = self.pair(image, image)
-        boxes = torch.stack([random_box(size, self.config.paste, device) for _ in places])
+        torch.clear_autocast_cache()  # older PyTorch reuses these casts, which have no gradients
+        boxes = torch.stack([random_box(size, self.config.paste, device) for _ in range(n)])
         own = boxes & batch.inside_u[of]
         mixed = torch.where(own.unsqueeze(1), batch.image_u[of], batch.image_l[around])
         label = batch.label_l[around].masked_fill(own, IGNORE)
@@ -225,7 +227,7 @@ def items(
     known = votes.sum(1)
     most, foreground = votes[:, 1:].max(1)
     classes = torch.where((most > 0) & (most >= share * known), foreground + 1, 0)
-    seen = known > 0
+    seen = (known > 0).nonzero().squeeze(1)  # once: a GPU waits for it
 
     def rows(features: Tensor) -> Tensor:
         return features.float().movedim(1, -1).flatten(0, 3)[seen]

@@ -32,6 +32,11 @@ class Batch:
     inside_u: Tensor  # (U, X, Y, Z) bool
     cases: tuple[str, ...]  # L + U names
 
+    def pin_memory(self) -> "Batch":
+        """In memory that a GPU copies from while the CPU goes on; a DataLoader calls this."""
+        images = self.image_l.pin_memory(), self.label_l.pin_memory(), self.image_u.pin_memory()
+        return Batch(*images, self.inside_u.pin_memory(), self.cases)
+
     def to(self, device: torch.device) -> "Batch":
         def move(x: Tensor) -> Tensor:
             layout = torch.channels_last_3d if x.ndim == 5 else torch.preserve_format

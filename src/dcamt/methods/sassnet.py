@@ -7,12 +7,13 @@ discriminator D tells from (z, image) whether the patch was labelled (1) or not 
     L_seg = L_dice + sdm_weight |z_l - T(y)|^2                   eqs. 1-2
     L_adv = BCE(D(z_u, x_u), 1)                                  the network's part of eq. 3
     L     = L_seg + weight ramp L_adv
-    L_D   = BCE(D(z_l, x_l), 1) + BCE(D(z_u, x_u), 0)            the discriminator's part
+    L_D   = BCE(D(z_l, x_l), 1) and BCE(D(z_u, x_u), 0)          the discriminator's part
 
-Unlike the authors' script, L_D judges the maps of the same forward pass rather than of a second
-one, image and maps are 0 in the padding, and a class that a patch does not hold has the map 1
-(outside everywhere), not 0 (surface everywhere). D has one logit, averages over the patch whatever
-its size, and is four times as wide as the V-Net: 64 channels, as published, for the usual 16.
+Unlike the authors' script, L_D is one mean over labelled and unlabelled patches and judges the
+maps of the same forward pass rather than of a second one, image and maps are 0 in the padding, and
+a class that a patch does not hold has the map 1 (outside everywhere), not 0 (surface everywhere).
+D has one logit, averages over the patch whatever its size, and is four times as wide as the V-Net:
+64 channels, as published, for the usual 16.
 """
 
 from collections.abc import Callable

@@ -25,8 +25,8 @@ class Attention(nn.Module):
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         q, k, v = split(self.query(tokens)), split(self.key(context)), split(self.value(context))
-        mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-        return self.out(mixed.to(tokens.dtype).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):

@@ -76,8 +76,8 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
                 "iterations": f"{train.iterations:,}",
                 "batch": f"{train.labeled_batch} labelled + {train.unlabeled_batch} unlabelled "
                 f"patches of {' x '.join(map(str, plan.patch))} voxels",
-                "optimiser": f"SGD, rate {train.learning_rate:g}, momentum {train.momentum:g}, "
-                f"weight decay {train.weight_decay:g}",
+                "optimiser of the networks": f"SGD, rate {train.learning_rate:g}, "
+                f"momentum {train.momentum:g}, weight decay {train.weight_decay:g}",
                 "method's options": _options(config.method.options),
                 "V-Net width": str(config.network.width),
                 "seeds": ", ".join(map(str, seeds)),

@@ -1,7 +1,6 @@
 """The report of a run: one HTML file with its scores, curves, example cases and settings."""
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.volume import check_same_grid, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import INVENTED, METRICS, MISSED
+from dcamt.evaluation.statistics import case_means
 from dcamt.files import write_text
 from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
 from dcamt.reporting.run_folder import Run, read_run
@@ -51,26 +51,16 @@ def write_report(run: Path) -> Path:
 # --------------------------------------------------------------------------------------- tables
 
 
-def _case_means(rows: Iterable[Row], metric: str) -> dict[str, float]:
-    """Mean over the classes of each case; cases without a value are left out."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row[metric] is not None:
-            values.setdefault(str(row["case"]), []).append(row[metric])
-    return {case: statistics.fmean(found) for case, found in values.items()}
-
-
 def _headline(scores: Mapping[str, Any]) -> list[dict[str, str]]:
     """Mean and standard deviation over cases of the four metrics, ready to print."""
     figures = []
     for metric in METRICS:
-        spread = _spread(_case_means(scores["cases"], metric).values())
         unit = "%" if metric in ("dice", "jaccard") else str(scores["unit"])
         figures.append(
             {
                 "title": TITLES[metric],
-                "value": _text(scores["mean"].get(metric), metric),
-                "spread": _text(spread, metric),
+                "value": _text(scores["mean"][metric], metric),
+                "spread": _text(scores["std"][metric], metric),
                 "unit": unit,
             }
         )
@@ -80,17 +70,14 @@ def _headline(scores: Mapping[str, Any]) -> list[dict[str, str]]:
 def _class_rows(scores: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, str | int]]:
     """One row a class, worst Dice first."""
     rows = []
-    for key, mean in scores["per_class"].items():
-        cases = [row for row in scores["cases"] if str(row["class"]) == key]
+    for key, found in scores["per_class"].items():
         cells: dict[str, str | int] = {"name": _class_name(key, names)}
         for metric in METRICS:
-            spread = _spread(row[metric] for row in cases if row[metric] is not None)
-            cells[metric] = _text(mean.get(metric), metric)
-            cells[f"{metric}_spread"] = _text(spread, metric)
+            cells[metric] = _text(found[metric], metric)
+            cells[f"{metric}_spread"] = _text(found["std"][metric], metric)
         for outcome in (MISSED, INVENTED):
-            cells[outcome] = sum(row["outcome"] == outcome for row in cases)
-        dice = mean.get("dice")
-        rows.append((math.inf if dice is None else dice, cells))
+            cells[outcome] = found[outcome]
+        rows.append((math.inf if found["dice"] is None else found["dice"], cells))
     return [cells for _, cells in sorted(rows, key=lambda row: row[0])]
 
 
@@ -120,12 +107,6 @@ def _class_name(value: Any, names: Sequence[str]) -> str:
     return names[int(text)] if text.isdecimal() and int(text) < len(names) else text
 
 
-def _spread(values: Iterable[float]) -> float | None:
-    """Standard deviation (of the population, as evaluation has it); None below two values."""
-    found = list(values)
-    return statistics.pstdev(found) if len(found) > 1 else None
-
-
 def _text(value: float | None, metric: str) -> str:
     if value is None or not math.isfinite(value):
         return DASH
@@ -139,7 +120,7 @@ def _pictures(run: Run, dataset: Dataset, values: Sequence[int]) -> list[dict[st
     """The best, the median and the worst case by mean Dice over the classes."""
     if run.scores is None:
         return []
-    means = _case_means(run.scores["cases"], "dice")
+    means = case_means([run.scores], "dice")
     ranked = sorted(means, key=lambda case: (-means[case], case))
     if not ranked:
         return []

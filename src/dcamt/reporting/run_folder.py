@@ -41,9 +41,9 @@ class _CaseScore(_Metrics):
 
 
 class _ClassScore(_Metrics):
-    std: dict[str, _Metric] = {}
-    missed: NonNegativeInt = 0
-    invented: NonNegativeInt = 0
+    std: _Metrics
+    missed: NonNegativeInt
+    invented: NonNegativeInt
 
 
 class _Scores(_Part):
@@ -51,7 +51,7 @@ class _Scores(_Part):
 
     cases: list[_CaseScore]
     mean: _Metrics
-    std: dict[str, _Metric] = {}
+    std: _Metrics
     per_class: dict[Annotated[str, Field(pattern=r"^[0-9]{1,5}$")], _ClassScore]
     missed: NonNegativeInt
     invented: NonNegativeInt
