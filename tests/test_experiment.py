@@ -39,13 +39,24 @@ def test_the_package_offers_the_commands():
     """In a fresh process, as modules called report and cost are imported on the way."""
     code = (
         "import dcamt, types\n"
-        "for name in (*'train predict evaluate inspect report cost'.split(), 'report', 'cost'):\n"
-        "    assert isinstance(getattr(dcamt, name), types.FunctionType), name"
+        "for name in 2 * dcamt.__all__:\n"
+        "    if name not in ('InputError', '__version__'):\n"
+        "        assert isinstance(getattr(dcamt, name), types.FunctionType), name"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert dcamt.InputError is InputError
     with pytest.raises(AttributeError, match="nonsense"):
         _ = dcamt.nonsense
+
+
+def test_paths_may_be_strings(tiny_run, phantoms, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    assert len(dcamt.inspect(str(phantoms)).cases) == 6
+    assert dcamt.report(str(run)) == run / "report.html"
+    assert dcamt.card(str(run)) == dcamt.card([run])
+    with pytest.raises(InputError, match="no run is named"):
+        dcamt.card([])
 
 
 def test_all_labels_and_one_label(trained, phantoms):
@@ -161,6 +172,22 @@ def test_a_lost_split_stops_a_resumed_run(trained):
         (run / "split.json").write_text(content)
         with pytest.raises(InputError, match=r"split\.json"):
             trained(resume=True)
+
+
+def test_a_lost_label_stops_a_resumed_run(trained, phantoms, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    lost = split_of(trained(data=data))["labeled"][0]
+    (data / "labelsTr" / f"{lost}.nii.gz").unlink()
+    with pytest.raises(InputError, match=f"{lost} has lost its label"):
+        trained(data=data, resume=True)
+
+
+def test_a_run_that_is_not_there_is_begun_and_said(trained, capsys):
+    trained(resume=True, quiet=False)
+    assert "nothing to resume" in capsys.readouterr().err
+    trained(resume=True, quiet=False)
+    assert "nothing to resume" not in capsys.readouterr().err
 
 
 def test_a_data_set_that_moved_stops_a_resumed_run(trained, phantoms, tmp_path):

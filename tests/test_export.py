@@ -1,6 +1,7 @@
 """Runs made small: what is left out, and that they still predict."""
 
 import json
+import math
 import shutil
 
 import nibabel as nib
@@ -65,8 +66,10 @@ def test_what_exists_is_not_overwritten(exported, tiny_run):
     out, _ = exported
     with pytest.raises(InputError, match="exists already"):
         api.export(tiny_run, out)
-    with pytest.raises(InputError, match="megabytes"):
-        api.export(tiny_run, out / "new", megabytes=0)
+    for megabytes in (0, math.nan, math.inf, 0.001):
+        with pytest.raises(InputError, match=r"megabytes|larger files"):
+            api.export(tiny_run, out / "new", megabytes=megabytes)
+        assert not (out / "new").exists()
 
 
 def test_the_card_says_which_weights_they_are(exported, tiny_run, tmp_path):

@@ -23,7 +23,7 @@ from dcamt.data.volume import read_label, write_volume
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.experiment import build_method
-from dcamt.files import remove_abandoned
+from dcamt.files import remove_abandoned, write_text
 
 PLAN = Plan(
     channels=("MR",), classes=("background", "one"), ignore=None, orientation="RAS",
@@ -359,3 +359,20 @@ def test_a_message_is_one_printable_line(cli, tmp_path):
     assert errors.rstrip().isprintable()
     assert "a\\nb\\x1b[31m" in errors
     assert len(str(InputError("x" * 10**6))) < 1100
+
+
+def test_a_case_name_as_long_as_a_name_may_be(tmp_path):
+    path = tmp_path / f"{'x' * 240}\u00fc.nii.gz"
+    write_text(path, "all of it")
+    assert path.read_text() == "all of it"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_scores_are_not_written_over_a_scan(phantoms, tmp_path):
+    out = tmp_path / "a.nii.gz"
+    out.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"is no \.json file"):
+        api.evaluate(phantoms / "labelsTr", phantoms, out)
+    assert out.read_bytes() == b"mine"
+    for _ in range(2):
+        api.evaluate(phantoms / "labelsTr", phantoms, tmp_path / "scores.json")

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,22 +14,23 @@ from dcamt.comparison import compare as _compare
 from dcamt.complexity import method_cost as cost
 from dcamt.config import Config, PredictConfig, load_config, validated
 from dcamt.data.benchmarks import prepare_benchmark
-from dcamt.data.dataset import find_scans
+from dcamt.data.dataset import Case, find_scans
 from dcamt.data.formats.dicom_seg import check_sources
-from dcamt.data.inspect import inspect
+from dcamt.data.inspect import Inspection
+from dcamt.data.inspect import inspect as _inspect
 from dcamt.engine.train import make_fabric
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.experiment import load_run, train_run
-from dcamt.export import export_run
+from dcamt.exporting import export_run
 from dcamt.files import refuse_links, remove_abandoned
 from dcamt.inference.predict import DICOM_SEG, Extras, map_name, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import kept_memory
-from dcamt.reporting.card import model_card as card
-from dcamt.reporting.report import write_report as report
+from dcamt.reporting.card import model_card
+from dcamt.reporting.report import write_report
 
 __all__ = [
     "ablate",
@@ -110,7 +112,8 @@ def predict(
     such a folder holds several. ``overlap`` (fraction),
     ``stride`` (voxels along each axis, in its place) and ``weighting`` of the windows are the run's
     unless given. Raises InputError if an output exists already; with ``resume`` such cases are
-    skipped.
+    skipped. A scan that cannot be read does not keep the others from being segmented: the
+    InputError comes at the end.
     """
     config, method = load_run(Path(run), weights)
     plan = config.plan
@@ -126,21 +129,11 @@ def predict(
     if format not in OUTPUT_FORMATS:
         raise InputError(f"format {format!r} is unknown; choose {', '.join(OUTPUT_FORMATS)}")
     extras = Extras(probabilities, uncertainty, largest_component, dicom_seg)
-    scans = find_scans(Path(input), len(plan.channels))
+    scans = find_scans(Path(input), len(plan.channels), skip=Path(out).resolve())
     if series is not None and not any(scan.images[0].is_dir() for scan in scans):
         raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
-    if dicom_seg:
-        check_sources(scan.images[0] for scan in scans)
-    if probabilities:
-        maps = [map_name(scan.name, structure) for scan in scans for structure in plan.classes]
-        ((name, times),) = Counter(maps).most_common(1)
-        if times > 1:
-            raise InputError(
-                f"two probability maps would be named {name}; rename a case, or leave out "
-                "--probabilities"
-            )
-    refuse_links(Path(out), extras.folders())
     outputs = {scan.name: Path(out) / f"{scan.name}.{format}" for scan in scans}
+    _check_outputs(Path(input), Path(out), scans, outputs, extras, plan.classes)
     existing = [path for path in outputs.values() if path.exists()]
     if dicom_seg and not resume:
         more = (Path(out) / DICOM_SEG / f"{name}.dcm" for name in outputs)
@@ -152,20 +145,68 @@ def predict(
         )
     fabric = make_fabric(device, "32-true")
     predictor = make_predictor(method, plan, fabric.device, backend)
-    console = Console(stderr=True, quiet=quiet)
     for folder in (Path(out), *(Path(out) / name for name in extras.folders())):
         remove_abandoned(folder)
+    work = partial(predict_case, predictor, config, extras=extras, series=series)
     todo = [scan for scan in scans if not outputs[scan.name].exists()]
+    _segment(todo, outputs, work, Console(stderr=True, quiet=quiet))
+    return list(outputs.values())
+
+
+def _check_outputs(
+    input: Path,
+    out: Path,
+    scans: Sequence[Case],
+    outputs: dict[str, Path],
+    extras: Extras,
+    classes: Sequence[str],
+) -> None:
+    """InputError if segmentations would lie among scans or labels, or maps under one name."""
+    folders = {image.absolute().parent for scan in scans for image in scan.images}
+    folders |= {input / name for name in ("labels", "labelsTr")}
+    if out.resolve() in {folder.resolve() for folder in folders}:
+        raise InputError(
+            f"{out}: is the folder of the scans or of their labels; choose another --out"
+        )
+    if extras.dicom_seg:
+        check_sources(scan.images[0] for scan in scans)
+    if extras.probabilities:
+        maps = [map_name(case, structure) for case in outputs for structure in classes]
+        ((name, times),) = Counter(maps).most_common(1)
+        if times > 1:
+            raise InputError(
+                f"two probability maps would be named {name}; rename a case, or leave out "
+                "--probabilities"
+            )
+    refuse_links(out, extras.folders())
+
+
+def _segment(
+    scans: Sequence[Case],
+    outputs: dict[str, Path],
+    work: Callable[[Sequence[Path], Path], None],
+    console: Console,
+) -> None:
+    """Segment every scan that can be; then InputError if some could not."""
     begin = time.monotonic()
+    failed: list[InputError] = []
     with kept_memory():
-        for done, scan in enumerate(todo, 1):
-            predict_case(predictor, config, scan.images, outputs[scan.name], extras, series)
+        for done, scan in enumerate(scans, 1):
+            try:
+                work(scan.images, outputs[scan.name])
+            except InputError as error:  # the others may be sound
+                failed.append(error)
+                console.print(f"{done}/{len(scans)}  {error}")
+                continue
             seconds = (time.monotonic() - begin) / done
             console.print(
-                f"{done}/{len(todo)}  {scan.name}  {seconds:.1f} s a case  "
-                f"{seconds * (len(todo) - done) / 60:.1f} min left"
+                f"{done}/{len(scans)}  {scan.name}  {seconds:.1f} s a case  "
+                f"{seconds * (len(scans) - done) / 60:.1f} min left"
             )
-    return list(outputs.values())
+    if len(failed) == 1:
+        raise failed[0]
+    if failed:
+        raise InputError(f"{len(failed)} of {len(scans)} scans have no segmentation; {failed[0]}")
 
 
 def prepare(preset: str, source: PathLike, out: PathLike, *, quiet: bool = False) -> Path:
@@ -184,10 +225,35 @@ def evaluate(
 
     Returns the result and, if ``out`` is given, writes it there as JSON.
     """
+    if out is not None and Path(out).exists() and Path(out).suffix.lower() != ".json":
+        raise InputError(f"{out}: exists already and is no .json file; choose another --out")
     result = _evaluate(Path(predictions), Path(labels), unit)
     if out is not None:
         write_json(result, Path(out))
     return result
+
+
+def inspect(dataset: PathLike, splits: PathLike | None = None) -> Inspection:
+    """Open every file of a data set once and collect all problems.
+
+    With a splits file, neither the labels of its unlabelled cases nor its test cases are opened.
+    Raises InputError only for a folder that is no data set and for an unusable splits file.
+    """
+    return _inspect(Path(dataset), _path(splits))
+
+
+def report(run: PathLike) -> Path:
+    """Write RUN/report.html anew and return its path; InputError if ``run`` is no run folder."""
+    return write_report(Path(run))
+
+
+def card(runs: PathLike | Iterable[PathLike], weights: str = "last") -> str:
+    """The model card, in Markdown, of a run or of several that differ in their seed alone.
+
+    ``weights`` are the ones handed on with it, ``last`` or ``best``. Raises InputError for a
+    folder that is no finished run, and for runs of different settings or splits.
+    """
+    return model_card([Path(run) for run in _several(runs)], weights)
 
 
 def export(
@@ -253,6 +319,10 @@ def _counts(labeled: Count | Iterable[Count] | None) -> list[Count | None]:
     if labeled is None or isinstance(labeled, int | str):
         return [labeled]
     return list(labeled)
+
+
+def _several(paths: PathLike | Iterable[PathLike]) -> list[PathLike]:
+    return [paths] if isinstance(paths, str | Path) else list(paths)
 
 
 def _resolve(config: PathLike | None, named: dict[str, Any], set: Iterable[str]) -> Config:

@@ -21,6 +21,7 @@ def method_cost(
     if method not in METHODS:
         raise InputError(f"method '{method}' is unknown; known methods: {', '.join(METHODS)}")
     check_patch(patch)
+    check_sizes(channels, classes, width)
     with torch.device("meta"):
         kind = METHODS[method]
         model = kind(kind.Config(), partial(VNet, channels, classes, width))
@@ -36,6 +37,17 @@ def check_patch(patch: Sequence[int]) -> None:
     """InputError unless a V-Net can take patches of that size."""
     if len(patch) != 3 or any(size < STRIDE or size % STRIDE for size in patch):
         raise InputError(f"--patch {list(patch)}: give three sides, each a multiple of {STRIDE}")
+
+
+def check_sizes(channels: int, classes: int, width: int) -> None:
+    """InputError unless there can be a V-Net of these sizes."""
+    for name, value, least in (
+        ("channels", channels, 1),
+        ("classes", classes, 2),
+        ("width", width, 1),
+    ):
+        if value < least:
+            raise InputError(f"--{name} {value}: ask for at least {least}")
 
 
 def count(model: Method, channels: int, patch: Sequence[int]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from rich.console import Console
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
@@ -60,6 +61,9 @@ def train_run(
     labels, ``"all"`` every one there is. Raises InputError for anything the user can mend.
     """
     begun = resume and (out / "config.yaml").exists()
+    if resume and not begun:
+        told = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
+        told.print(f"{out}: nothing to resume there, a new run begins")
     if begun:
         asked = config
         config, split = _read_run(out)
@@ -291,8 +295,14 @@ def _read_run(run: Path) -> tuple[Config, Split]:
         values = read_json(run / "split.json")
         lists = {key: tuple(names) for key, names in values.items() if isinstance(names, list)}
         split = Split(**lists)
-        known = {case.name for case in read_dataset(config.dataset).cases}
-        if lists.keys() == values.keys() and known.issuperset(chain(*lists.values())):
+        known = {case.name: case for case in read_dataset(config.dataset).cases}
+        if lists.keys() == values.keys() and known.keys() >= {*chain(*lists.values())}:
+            for name in (*split.labeled, *split.val, *split.test):
+                if known[name].label is None:
+                    raise InputError(
+                        f"{config.dataset}: case {name} has lost its label, which the run began "
+                        "with; put it back, or start a new run"
+                    )
             return config, split
     except TypeError:  # other lists, or what no list of names holds
         pass

@@ -29,10 +29,12 @@ TEXT_LIMIT = 1 << 26
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success move it into place, else remove it.
 
-    The temporary name keeps the ending, which writers of volumes go by. Raises InputError when
-    the disk is full or the folder cannot be written.
+    The temporary name keeps the ending, which writers of volumes go by, and of a long name no
+    more, as names have a limit. Raises InputError when the disk is full or the folder cannot be
+    written.
     """
-    temporary = path.with_name(f"{TEMPORARY}{_machine()}-{os.getpid()}-{path.name}")
+    end = os.fsencode(path.name)[-100:].decode(errors="ignore")
+    temporary = path.with_name(f"{TEMPORARY}{_machine()}-{os.getpid()}-{end}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

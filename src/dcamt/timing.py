@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dcamt.comparison import BASELINE, parse_rows
-from dcamt.complexity import check_patch, count, method_names
+from dcamt.complexity import check_patch, check_sizes, count, method_names
 from dcamt.config import Config, MethodConfig, NetworkConfig, Normalization, Plan
 from dcamt.engine.train import Update, make_fabric, make_optimizers
 from dcamt.errors import InputError
@@ -62,11 +62,9 @@ def measure(
     V-Net's. Raises InputError for a method, a patch, a number or a device that cannot be used.
     """
     check_patch(patch)
-    for name, value in (("--width", width), ("--channels", channels), ("--iterations", rounds)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} {value}: ask for at least 1")
-    if classes < 2:
-        raise InputError(f"--classes {classes}: ask for at least 2, background included")
+    check_sizes(channels, classes, width)
+    if rounds is not None and rounds < 1:
+        raise InputError(f"--iterations {rounds}: ask for at least 1")
     rows = parse_rows(",".join(method_names()) if methods == "all" else methods)
     rows = [*parse_rows(BASELINE), *(row for row in rows if row.name != BASELINE)]
     configs = {r.name: _configure(r.method, patch, channels, classes, width, device) for r in rows}

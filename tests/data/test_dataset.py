@@ -13,6 +13,7 @@ from dcamt.data.dataset import (
     Case,
     Dataset,
     check_label_values,
+    classes_from_values,
     find_classes,
     read_dataset,
     scan_dataset,
@@ -233,6 +234,17 @@ BAD_FOLDERS: dict[str, tuple[list[str], Any, str]] = {
     "same name twice": ([*IMAGE, "imagesTr/a.nii"], MSD, "has the same case name"),
     "same name in imagesUn": ([*IMAGE, "imagesUn/a.nii"], MSD, "in both imagesTr and imagesUn"),
     "other format": (["images/a.png"], None, r"a.png: unsupported file ending"),
+    "other compression": (["images/a.nii.bz2"], None, r"a.nii.bz2: unsupported file ending"),
+    "a scan further down": (
+        ["images/a.nii.gz", "images/b/study/series/1.dcm"],
+        None,
+        "b: holds scans further down",
+    ),
+    "a label further down": (
+        ["images/a.nii.gz", "labels/a/label.nii.gz"],
+        None,
+        "a: holds scans further down",
+    ),
     "a single slice": (["images/a.dcm"], None, "a.dcm: a single slice is no scan"),
     "case name twice": (["images/a.nrrd", "images/a.mha"], None, "has the same case name"),
     "name with a backslash": (["images/x\\a.nii"], None, "characters no case may have"),
@@ -245,6 +257,26 @@ def test_bad_folder(tmp_path: Path, name: str) -> None:
     files, description, message = BAD_FOLDERS[name]
     with pytest.raises(InputError, match=message):
         read_dataset(folder(tmp_path, files, description))
+
+
+def test_names_are_the_same_in_either_spelling(tmp_path: Path) -> None:
+    """A Mac writes the two dots of a letter as a character of their own."""
+    one, two = "M\u00fcller", "Mu\u0308ller"
+    root = folder(tmp_path, [f"images/{one}.nii.gz", f"labels/{two}.nii.gz"])
+    dataset = read_dataset(root)
+    assert [(case.name, case.label is None) for case in dataset.cases] == [(one, False)]
+    splits = root / "splits.json"
+    splits.write_text(json.dumps({"labeled": [two], "unlabeled": [], "val": []}))
+    assert choose_split(dataset, splits, None, 0, 0.2).labeled == (one,)
+
+
+def test_too_many_classes(tmp_path: Path) -> None:
+    labels = {str(k): f"part {k}" if k else "background" for k in range(129)}
+    with pytest.raises(InputError, match="has 129 classes"):
+        read_dataset(folder(tmp_path, IMAGE, MSD | {"labels": labels}))
+    with pytest.raises(InputError, match="has 129 classes"):
+        classes_from_values(range(129), tmp_path)
+    assert len(classes_from_values(range(128), tmp_path)) == 128
 
 
 def test_missing_folder(tmp_path: Path) -> None:

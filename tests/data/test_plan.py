@@ -217,11 +217,3 @@ def test_an_image_with_other_channels_is_refused(tmp_path):
     case = read_dataset(tmp_path).cases[0]
     with pytest.raises(InputError, match="channel"):
         fingerprint(dataset_of(tmp_path, ("T1", "T2")), [case], DataConfig())
-
-
-def test_more_classes_than_a_label_can_hold_are_refused(tmp_path):
-    found = Fingerprint(np.full((1, 3), 32), np.ones((1, 3)), np.zeros((4, 1), np.float32))
-    names = ("background", *(f"part {k}" for k in range(1, 128)))
-    assert len(make_plan(dataset_of(tmp_path, classes=names), found, DataConfig()).classes) == 128
-    with pytest.raises(InputError, match="has 129 classes"):
-        make_plan(dataset_of(tmp_path, classes=(*names, "one more")), found, DataConfig())

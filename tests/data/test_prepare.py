@@ -124,8 +124,16 @@ def test_a_changed_plan_never_meets_an_old_entry(case, changes):
 def test_a_changed_slice_or_data_file_is_prepared_anew(tmp_path, write_series):
     values = np.random.default_rng(0).integers(0, 99, (10, 9, 8)).astype(np.int16)
     series = write_series(tmp_path / "scan", values, np.diag([-1.0, -1.0, 1.0, 1.0]))
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(tmp_path / "b.mhd"))
-    for path, part in ((series, series / "1-003.dcm"), (tmp_path / "b.mhd", tmp_path / "b.raw")):
+    parts = [(series, series / "1-003.dcm")]
+    for header, data in (("b.mhd", "b.raw"), ("c.mhd", "volume 0.raw"), ("d.nhdr", "volume.raw")):
+        path = tmp_path / header
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(path))
+        written = path.with_suffix(".raw")
+        text = path.read_text().replace(written.name, data)
+        written.rename(tmp_path / data)
+        path.write_text(text)
+        parts.append((path, tmp_path / data))
+    for path, part in parts:
         case = Case("a", (path,), None)
         before = prepare([case], plan_of())[0].image.copy()
         stat = part.stat()

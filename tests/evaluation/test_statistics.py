@@ -85,5 +85,5 @@ def test_each_metric_is_tested_against_the_first_method():
 def test_gap():
     assert gap_closed(0.82, 0.80, 0.90) == pytest.approx(0.2)
     assert gap_closed(0.78, 0.80, 0.90) == pytest.approx(-0.2)
-    assert gap_closed(0.82, 0.80, 0.80) is None
+    assert gap_closed(0.82, 0.80, 0.804) is None
     assert gap_closed(0.70, 0.80, 0.75) is None  # with all labels it was worse: no gap to close

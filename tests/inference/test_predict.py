@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from dcamt import api
 from dcamt.config import PredictConfig
+from dcamt.data.dataset import find_scans
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
 from dcamt.experiment import load_run
@@ -371,12 +372,52 @@ def test_what_exists_is_refused_and_stays(tiny_run, tmp_path):
     assert nib.load(outputs[0]).shape == (24, 20, 17)
 
 
-def test_the_input_folder_is_not_written_over(tiny_run, tmp_path):
-    source = scan(tmp_path / "a.nii.gz", np.eye(4))
-    before = source.read_bytes()
-    with pytest.raises(InputError, match="exists"):
-        api.predict(tiny_run, tmp_path, tmp_path, quiet=True)
-    assert source.read_bytes() == before
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"format": "mha"}])
+def test_the_input_folder_is_not_written_to(tiny_run, tmp_path, options):
+    source = scan(tmp_path / "a_0000.nii.gz", np.eye(4))
+    for input in (tmp_path, source):
+        with pytest.raises(InputError, match="folder of the scans"):
+            api.predict(tiny_run, input, tmp_path, quiet=True, **options)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_labels_are_not_written_among(tiny_run, tmp_path, phantoms):
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    before = sorted((data / "labelsTr").iterdir())
+    with pytest.raises(InputError, match="of their labels"):
+        api.predict(tiny_run, data, data / "labelsTr", resume=True, quiet=True)
+    assert sorted((data / "labelsTr").iterdir()) == before
+
+
+def test_a_folder_within_the_scans_may_be_written_to(tiny_run, tmp_path):
+    scan(tmp_path / "a.nii.gz", np.eye(4))
+    for resume in (False, True):
+        api.predict(tiny_run, tmp_path, tmp_path / "out", resume=resume, quiet=True)
+    with pytest.raises(InputError, match="further down"):
+        api.predict(tiny_run, tmp_path, tmp_path / "other", quiet=True)
+
+
+@pytest.mark.parametrize("broken", ["a", "ac"])
+def test_a_damaged_scan_does_not_keep_the_others(tiny_run, tmp_path, broken):
+    for name in ("a", "b", "c"):
+        path = scan(tmp_path / "in" / f"{name}.nii.gz", np.eye(4))
+        if name in broken:
+            path.write_bytes(path.read_bytes()[:-100])
+    words = r"a\.nii\.gz.*damaged" if len(broken) == 1 else r"2 of 3 scans.*a\.nii\.gz"
+    for resume in (False, True):
+        with pytest.raises(InputError, match=words if not resume else "damaged"):
+            api.predict(tiny_run, tmp_path / "in", tmp_path / "out", resume=resume, quiet=True)
+        found = {path.name for path in (tmp_path / "out").iterdir()}
+        assert found == {f"{name}.nii.gz" for name in "abc" if name not in broken}
+
+
+def test_one_channel_of_several_is_no_scan(tmp_path):
+    for channel in (0, 1):
+        scan(tmp_path / f"a_000{channel}.nii.gz", np.eye(4))
+    with pytest.raises(InputError, match="one of the 2 channels"):
+        find_scans(tmp_path / "a_0000.nii.gz", 2)
+    assert [len(case.images) for case in find_scans(tmp_path, 2)] == [2]
 
 
 def test_a_scan_with_more_channels_is_refused(tiny_run, tmp_path):

@@ -70,6 +70,7 @@ def score(case: str, value: int, dice: float | None, outcome: str = "ok") -> dic
     }
 
 
+SPREAD = {"dice": 0.172, "jaccard": 0.1, "hd95": 0.0, "asd": 0.0}
 SCORES = {
     "cases": [
         score("one", 1, 0.90),
@@ -82,9 +83,26 @@ SCORES = {
         score("four <b>", 2, 0.0, "invented"),
     ],
     "mean": {"dice": 0.6, "jaccard": 0.5123, "hd95": 3.25, "asd": 0.75},
+    "std": SPREAD,
     "per_class": {
-        "1": {"dice": 0.85, "jaccard": 0.74, "hd95": 3.25, "asd": 0.75},
-        "2": {"dice": 0.8 / 3, "jaccard": 0.22, "hd95": None, "asd": None},
+        "1": {
+            "dice": 0.85,
+            "jaccard": 0.74,
+            "hd95": 3.25,
+            "asd": 0.75,
+            "std": SPREAD,
+            "missed": 0,
+            "invented": 0,
+        },
+        "2": {
+            "dice": 0.8 / 3,
+            "jaccard": 0.22,
+            "hd95": None,
+            "asd": None,
+            "std": SPREAD,
+            "missed": 1,
+            "invented": 1,
+        },
     },
     "missed": 1,
     "invented": 1,

@@ -15,7 +15,9 @@ unlabelled images in imagesUn/.
 """
 
 import json
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from dcamt.config import MOST_CLASSES
 from dcamt.data.formats import FORMATS, dicom, file_stem, hdf5
 from dcamt.data.volume import Volume, read_label
 from dcamt.errors import InputError
@@ -32,6 +35,7 @@ IGNORE = "ignore"
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 OTHER_FORMATS = (
     *(".hdr", ".img", ".mgz", ".npy", ".npz", ".hdf5", ".png", ".tif", ".tiff"),
+    *(".bz2", ".xz", ".zst"),
     *dicom.ENDINGS,
 )
 LITERATURE = "mri_norm2.h5"
@@ -98,6 +102,8 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
             image_files, label_files = _literature_files(image_files, problems)
         else:
             label_files = _volumes(labels, problems)
+            for folder in (images, root / "imagesUn", labels):
+                problems += _buried(folder)
         described = (root / "dataset.json").exists()
     except OSError as error:
         raise InputError(f"{root}: cannot be read ({error.strerror}); check the folder") from error
@@ -138,12 +144,13 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
     return replace(dataset, channels=channels, cases=tuple(cases)), problems
 
 
-def find_scans(path: Path, channels: int) -> list[Case]:
+def find_scans(path: Path, channels: int, skip: Path | None = None) -> list[Case]:
     """The scans to segment at ``path``: a file, a DICOM folder, a folder of those, or a data set.
 
     With ``channels`` above 1 a scan is one file of all channels or CASE_0000.nii.gz,
     CASE_0001.nii.gz, ...; with 1 the ending _0000 is optional. Labels are left out. A DICOM scan is
-    named by its folder. Raises InputError if there are none.
+    named by its folder. ``skip`` is a folder within that holds something else. Raises InputError
+    if there are none.
     """
     if path.is_file() or (path.is_dir() and dicom.is_series(path)):
         entry = _entry(path)
@@ -151,6 +158,11 @@ def find_scans(path: Path, channels: int) -> list[Case]:
             raise InputError(f"{path}: {_why_not(path)}")
         name, found = entry
         _check_name(name, path)
+        if channels > 1 and name.endswith("_0000") and _has_sibling(path, f"{name[:-1]}1"):
+            raise InputError(
+                f"{path}: is one of the {channels} channels of a scan; give the folder that holds "
+                "all of them"
+            )
         return [Case(name.removesuffix("_0000") if channels == 1 else name, (found,), None)]
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; give a scan or a folder of scans")
@@ -158,6 +170,7 @@ def find_scans(path: Path, channels: int) -> list[Case]:
         return [replace(case, label=None) for case in read_dataset(path).cases]
     problems: list[str] = []
     files = _volumes(path, problems)
+    problems += _buried(path, skip)
     if not files and not problems:
         raise InputError(
             f"{path}: the folder holds no scans, such as .nii.gz files; put them there"
@@ -177,6 +190,10 @@ def find_scans(path: Path, channels: int) -> list[Case]:
     return [Case(case, tuple(found.values()), None) for case, found in grouped.items()]
 
 
+def _has_sibling(path: Path, stem: str) -> bool:
+    return any(file_stem(other.name) == stem for other in path.absolute().parent.iterdir())
+
+
 def volume_file(path: Path) -> tuple[str, Path] | None:
     """The case and the file of one entry of a folder: a volume, or CASE/mri_norm2.h5.
 
@@ -184,11 +201,16 @@ def volume_file(path: Path) -> tuple[str, Path] | None:
     """
     if path.is_dir():
         file = path / LITERATURE
-        return (path.name, file) if file.is_file() else None
+        return (case_name(path.name), file) if file.is_file() else None
     if path.name == LITERATURE:
-        return path.absolute().parent.name, path
+        return case_name(path.absolute().parent.name), path
     stem = file_stem(path.name)
-    return None if stem is None else (stem, path)
+    return None if stem is None else (case_name(stem), path)
+
+
+def case_name(name: str) -> str:
+    """One spelling of letters with accents, which systems write in one or in two characters."""
+    return unicodedata.normalize("NFC", name)
 
 
 def check_label_values(label: Volume, classes: int, ignore: int | None, path: Path) -> None:
@@ -228,7 +250,16 @@ def classes_from_values(values: Iterable[int], root: Path) -> tuple[str, ...]:
             f"{root}: the labels hold the values {found}, but must hold 0 (background), 1, 2, ... "
             "without gaps; remap them, or declare the classes in a dataset.json"
         )
-    return ("background", *(f"class_{value}" for value in found[1:]))
+    return _checked_classes(("background", *(f"class_{value}" for value in found[1:])), root)
+
+
+def _checked_classes(classes: tuple[str, ...], path: Path) -> tuple[str, ...]:
+    if len(classes) > MOST_CLASSES:
+        raise InputError(
+            f"{path}: has {len(classes)} classes, background included; at most {MOST_CLASSES} can "
+            "be trained at once, so leave some out"
+        )
+    return classes
 
 
 def _layout(root: Path) -> tuple[Path, Path]:
@@ -274,10 +305,29 @@ def _volumes(folder: Path, problems: list[str]) -> dict[str, Path]:
     return files
 
 
+def _buried(folder: Path, skip: Path | None = None) -> list[str]:
+    """A problem for each folder in ``folder`` below which volumes lie that nobody would read."""
+    folders = (
+        [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+    )
+    return [
+        f"{path}: holds scans further down, where none is looked for; move them into {folder}, "
+        "each under the name of its case"
+        for path in folders
+        if not path.name.startswith(".") and path.resolve() != skip and _entry(path) is None
+        if any(_is_volume(name) for _, _, names in os.walk(path) for name in names)
+    ]
+
+
+def _is_volume(name: str) -> bool:
+    known = file_stem(name) is not None or Path(name).suffix.lower() in dicom.ENDINGS
+    return known and not name.startswith(".")
+
+
 def _entry(path: Path) -> tuple[str, Path] | None:
     """Like volume_file, with DICOM folders, which bear the name of their case."""
     if path.is_dir() and dicom.is_series(path):
-        return (path.resolve() if path.name in ("", "..") else path).name, path
+        return case_name((path.resolve() if path.name in ("", "..") else path).name), path
     return volume_file(path)
 
 
@@ -385,7 +435,7 @@ def _describe(dataset: Dataset, path: Path) -> Dataset:
         raise InputError(
             f"{path}: 'labels' must name 0 as background and at least one class; correct it"
         )
-    classes = ("background", *classes[1:])
+    classes = _checked_classes(("background", *classes[1:]), path)
     return replace(dataset, name=name, channels=channels, classes=classes, ignore=ignore)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dcamt.config import MOST_CLASSES, DataConfig, Normalization, Plan
+from dcamt.config import DataConfig, Normalization, Plan
 from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, Dataset, check_label_values
 from dcamt.data.space import place, spacing_along
 from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
@@ -64,11 +64,6 @@ def make_plan(dataset: Dataset, found: Fingerprint, data: DataConfig) -> Plan:
     patch = data.patch or plan_patch(shape)
     if any(size % STRIDE for size in patch):
         raise InputError(f"data.patch = {list(patch)}: every side must be a multiple of {STRIDE}")
-    if len(dataset.classes) > MOST_CLASSES:
-        raise InputError(
-            f"{dataset.root}: has {len(dataset.classes)} classes, background included; at most "
-            f"{MOST_CLASSES} can be trained at once"
-        )
     return Plan(
         channels=dataset.channels,
         classes=dataset.classes,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from dcamt.data.dataset import Dataset, read_json
+from dcamt.data.dataset import Dataset, case_name, read_json
 from dcamt.data.formats import file_stem
 from dcamt.errors import InputError
 
@@ -86,7 +86,7 @@ def _read_splits(dataset: Dataset, path: Path) -> Split:
     for key, names in content.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{path}: {key!r} must be a list of case names; correct it")
-        lists[key] = tuple(file_stem(name) or name for name in names)
+        lists[key] = tuple(case_name(file_stem(name) or name) for name in names)
     _check_splits(dataset, path, lists)
     return Split(**lists)
 

@@ -79,5 +79,8 @@ def against_first(rows: Sequence[Sequence[Scores]]) -> list[dict[str, float | No
 
 
 def gap_closed(value: float, few: float, full: float) -> float | None:
-    """How far ``value`` is on the way from ``few`` up to ``full`` (fraction); None without one."""
-    return (value - few) / (full - few) if full > few else None
+    """How far ``value`` is on the way from ``few`` up to ``full`` (Dice, fractions).
+
+    None if the way is shorter than half a point, which is less than seeds differ by.
+    """
+    return (value - few) / (full - few) if full - few >= 0.005 else None

@@ -30,6 +30,8 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
     cases. ``weights`` are the ones handed on with it, ``last`` or ``best``. Raises InputError for a
     folder that is no finished run, and for runs of different settings or splits.
     """
+    if not folders:
+        raise InputError("no run is named; give one run folder or several")
     runs = [read_run(folder) for folder in folders]
     first = runs[0]
     for run in runs[1:]:

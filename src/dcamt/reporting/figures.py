@@ -155,10 +155,7 @@ def plot_planes(
     shown = in_reference if in_reference.any() else in_prediction
     box = _view_box(in_reference | in_prediction, spacing)
     window = _window(image[box])
-    size = np.array([(part.stop - part.start) for part in box]) * spacing  # mm
-
-    widths = [size[1] if axis == 0 else size[0] for axis, _ in PLANES.values()]
-    heights = [size[1] if axis == 2 else size[2] for axis, _ in PLANES.values()]
+    widths, heights = _sides(box, spacing)
     height = float(np.clip(WIDTH * max(heights) / sum(widths), 1.6, 6.5))
     figure = new_figure(WIDTH, height + 0.35)
     grid = figure.subplots(1, 3, width_ratios=widths)
@@ -200,10 +197,7 @@ def plot_contours(
     shown = masks[0] if masks[0].any() else np.logical_or.reduce(masks)
     box = _view_box(np.logical_or.reduce(masks), spacing)
     window = _window(image[box])
-    size = np.array([(part.stop - part.start) for part in box]) * spacing  # mm
-    widths = [size[1] if axis == 0 else size[0] for axis, _ in PLANES.values()]
-    heights = [size[1] if axis == 2 else size[2] for axis, _ in PLANES.values()]
-
+    widths, heights = _sides(box, spacing)
     columns = min(len(found), _COLUMNS)
     blocks = math.ceil(len(found) / columns)
     column = min(WIDTH / columns, 2.4)  # inches
@@ -342,6 +336,14 @@ def _largest_slice(mask: NDArray[np.bool_], axis: int) -> int:
     others = tuple(other for other in range(3) if other != axis)
     area = mask.sum(axis=others)
     return int(area.argmax()) if area.any() else mask.shape[axis] // 2
+
+
+def _sides(box: tuple[slice, ...], spacing: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+    """Widths and heights (mm) of the three planes' views of ``box``."""
+    x, y, z = ((part.stop - part.start) * mm for part, mm in zip(box, spacing, strict=True))
+    widths = [y if axis == 0 else x for axis, _ in PLANES.values()]
+    heights = [y if axis == 2 else z for axis, _ in PLANES.values()]
+    return widths, heights
 
 
 def _view_box(mask: NDArray[np.bool_], spacing: NDArray[np.float64]) -> tuple[slice, ...]:

@@ -1,12 +1,14 @@
 """Formats by file ending. One reader and one writer each; dcamt.data.volume is the door to them."""
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dcamt.data.formats import hdf5, metaimage, nifti, nrrd
-from dcamt.data.formats.guard import Array
+from dcamt.data.formats.guard import HEADER_LIMIT, Array, file_size
 from dcamt.data.formats.hdf5 import Part
 
 Reader = Callable[[Path, Any, Part], tuple[Array, Array]]
@@ -40,6 +42,7 @@ FORMATS = {
 
 DETACHED = (".nhdr", ".mhd")
 """Headers whose data are in a file beside them."""
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file\s*:)\s*(.+?)\s*$", re.I | re.M)
 
 
 def ending_of(name: str) -> str | None:
@@ -50,13 +53,16 @@ def ending_of(name: str) -> str | None:
 def parts_of(path: Path) -> list[Path]:
     """The files a volume consists of, by which a change of it is told.
 
-    Slices of a DICOM folder, and what bears the name of a detached header beside it.
+    Slices of a DICOM folder, and the data file that a detached header names.
     """
     if path.is_dir():
         return [path, *sorted(path.iterdir())]
     if ending_of(path.name) in DETACHED:
-        stem = file_stem(path.name)
-        return sorted(p for p in path.parent.iterdir() if p.name.startswith(f"{stem}."))
+        file_size(path)  # refuses what is no file
+        with path.open("rb") as file:
+            named = _DATA_FILE.findall(file.read(HEADER_LIMIT))
+        beside = (os.path.join(path.parent, os.fsdecode(name)) for name in named)  # noqa: PTH118
+        return [path, *(Path(name) for name in beside if os.path.isfile(name))]  # noqa: PTH113
     return [path]
 
 

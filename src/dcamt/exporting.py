@@ -1,6 +1,7 @@
 """``dcamt export``: a trained run made small enough to hand on."""
 
 import json
+import math
 from pathlib import Path
 
 from dcamt.config import save_config
@@ -21,12 +22,13 @@ def export_run(run: Path, out: Path, weights: str = "last", megabytes: float = 1
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another --out")
-    if megabytes <= 0:
+    if not 0 < megabytes < math.inf:
         raise InputError(f"--megabytes {megabytes:g}: give a positive number")
     config, method = load_run(run, weights)
-    card = model_card([run], weights)
+    card, versions = model_card([run], weights), read_json(run / "versions.json")
+    # First, as they may be refused; always under the name that `predict` takes without being told.
+    files = checkpoint.save_half(out / "last.safetensors", method, int(1e6 * megabytes))
     write_text(out / "card.md", card)
-    write_text(out / "versions.json", json.dumps(read_json(run / "versions.json"), indent=1))
+    write_text(out / "versions.json", json.dumps(versions, indent=1))
     save_config(config.model_copy(update={"dataset": None}), out / "config.yaml")
-    # Always under the name that `predict` takes without being told.
-    return checkpoint.save_half(out / "last.safetensors", method, int(1e6 * megabytes))
+    return files
