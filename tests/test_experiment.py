@@ -195,8 +195,11 @@ def test_a_data_set_that_moved_stops_a_resumed_run(trained, phantoms, tmp_path):
     shutil.copytree(phantoms, data)
     trained(data=data)
     data.rename(tmp_path / "moved")
-    with pytest.raises(InputError, match="data"):
-        trained(data=data, resume=True)
+    for where in (data, tmp_path / "moved"):
+        with pytest.raises(InputError, match="its data set .*data is not there any more"):
+            trained(data=where, resume=True)
+    data.symlink_to(tmp_path / "moved")
+    trained(data=data, resume=True)
 
 
 @pytest.mark.parametrize("method", ["dca-mt", "mean-teacher", "vnet"])

@@ -291,6 +291,10 @@ def _read_run(run: Path) -> tuple[Config, Split]:
     config = load_config(run / "config.yaml")
     if config.plan is None or config.dataset is None:
         raise InputError(f"{run}/config.yaml: has no plan or no data set; start a new run")
+    if not config.dataset.is_dir():
+        raise InputError(
+            f"{run}: its data set {config.dataset} is not there any more; put it or a link back"
+        )
     try:
         values = read_json(run / "split.json")
         lists = {key: tuple(names) for key, names in values.items() if isinstance(names, list)}
@@ -345,7 +349,7 @@ def _refuse_other_cases(
 ) -> None:
     """InputError if a run is to go on with another data set, or with other cases of it."""
     assert kept.dataset is not None
-    if dataset is not None and dataset.resolve() != kept.dataset:
+    if dataset is not None and dataset.resolve() != kept.dataset.resolve():
         raise InputError(
             f"{run}: was begun with the data set {kept.dataset}, not {dataset}; give that one, or "
             "start a new run in another --out"

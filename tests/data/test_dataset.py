@@ -393,8 +393,10 @@ def test_number_of_validation_cases(labelled: int, fraction: float, val: int) ->
     ("dataset", "labeled", "fraction", "message"),
     [
         (toy(10), 9, 0.2, "asked for: 9, with a label and not used otherwise: 8"),
-        (toy(10), 0, 0.2, "ask for at least 1"),
-        (toy(10), -1, 0.2, "ask for at least 1"),
+        (toy(10), 0, 0.2, "at least 1"),
+        (toy(10), -1, 0.2, "at least 1"),
+        (toy(10), 2.5, 0.2, "2.5; give a whole number"),
+        (toy(10), "8", 0.2, "'8'; give a whole number"),
         (toy(0, 5), None, 0.2, "root: no labelled case is left"),
         (toy(5), None, 0.99, "no labelled case is left"),
         (toy(5), None, 1.0, "the share of validation cases is 1.0"),

@@ -38,8 +38,10 @@ def choose_split(
     stays the same.
     Raises InputError for unusable files and counts.
     """
-    if isinstance(labeled, int) and labeled < 1:
-        raise InputError(f"labelled cases asked for: {labeled}; ask for at least 1")
+    if labeled not in (None, "all") and not (isinstance(labeled, int) and labeled >= 1):
+        raise InputError(
+            f"labelled cases asked for: {labeled!r}; give a whole number of at least 1, or all"
+        )
     if not 0 <= val_fraction < 1:
         raise InputError(f"the share of validation cases is {val_fraction}; give 0 <= share < 1")
     if splits_file is None:
