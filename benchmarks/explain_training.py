@@ -14,6 +14,7 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from dcamt.engine.checkpoint import check
 from dcamt.engine.train import Interrupted, make_fabric, train
 from dcamt.evaluation.metrics import segmentation_metrics
 from dcamt.experiment import build_method, plan_run
-from dcamt.files import write_text
+from dcamt.files import read_text, write_text
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.method import Method, Progress
@@ -95,8 +96,10 @@ def watch(
     )
     settings = config.train.model_copy(update={"validate_every": every})
     method = build_method(config)
-    what = json.dumps({"every": every, "cases": list(names), **config.model_dump(mode="json")})
-    if (folder / "what.json").exists() and (folder / "what.json").read_text() != what:
+    told = {"every": every, "cases": list(names), "split": asdict(split)}
+    what = json.dumps({**told, **config.model_dump(mode="json")})
+    begun = (folder / "what.json").exists() or (folder / "last.safetensors").exists()
+    if begun and read_text(folder / "what.json") != what:
         raise SystemExit(f"{folder}: was begun with other settings; choose another --out")
     write_text(folder / "what.json", what)
     looks: list[dict[str, Any]] = []

@@ -1,17 +1,24 @@
 import csv
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 import dcamt
 from dcamt import api, experiment
 from dcamt.config import load_config
 from dcamt.data.prepare import Prepared
+from dcamt.engine.train import Interrupted
 from dcamt.errors import InputError
 from dcamt.experiment import build_method, load_run, mean_dice
 from dcamt.files import alone
@@ -134,8 +141,17 @@ def test_resume_refuses_other_cases(trained, phantoms, tmp_path):
     run = trained()
     before = (run / "config.yaml").read_text()
     assert trained(resume=True) == run
-    with pytest.raises(InputError, match="begun with other cases"):
-        trained(resume=True, labeled=3)
+    assert trained(resume=True, labeled=np.int64(2)) == run
+    lists = json.loads((phantoms / "splits.json").read_text())
+    moved = {
+        "labeled": lists["labeled"][:1],
+        "unlabeled": [*lists["unlabeled"], lists["labeled"][1]],
+    }
+    (tmp_path / "other.json").write_text(json.dumps(lists | moved))
+    others = ({"labeled": 3}, {"labeled": "all"}, {"splits": tmp_path / "other.json"})
+    for other in others:
+        with pytest.raises(InputError, match="begun with other cases"):
+            trained(resume=True, **other)
     shutil.copytree(phantoms, tmp_path / "other")
     with pytest.raises(InputError, match="begun with the data set"):
         api.train(tmp_path / "other", run, resume=True, quiet=True)
@@ -156,6 +172,49 @@ def test_a_training_that_began_while_another_planned_is_left_alone(trained, tmp_
         trained()
     config = load_config(tmp_path / "run" / "config.yaml")
     assert config.train.augment.intensity == 0.2
+
+
+FAILURES = [
+    ("dcamt.errors.InputError: a.nii: is broken; mend it", None, InputError, "mend it"),
+    ("dcamt.errors.Unwritable: out: cannot be written", signal.SIGTERM, InputError, "written"),
+    ("dcamt.engine.train.Interrupted: stopped by SIGINT", None, Interrupted, "SIGTERM"),
+    ("dcamt.engine.train.Interrupted: stopped by SIGINT", signal.SIGINT, Interrupted, "SIGINT"),
+    ("RuntimeError: a bug", signal.SIGTERM, ProcessRaisedException, "a bug"),
+    ("", signal.SIGTERM, Interrupted, "SIGTERM"),
+    ("", None, InputError, "died"),
+]
+
+
+@pytest.mark.parametrize(("last_line", "received", "kind", "words"), FAILURES)
+def test_what_ends_a_process_ends_the_command(last_line, received, kind, words, monkeypatch):
+    """Fabric stands in: real processes are in test_train.py, marked slow."""
+    child = SimpleNamespace(pid=None, kill=lambda: None)
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [child])
+
+    def launch(work):
+        if received:
+            os.kill(os.getpid(), received)
+        if last_line:
+            raise ProcessRaisedException(f"Traceback\n  File\n{last_line}", 0, 1)
+        raise ProcessExitedException("gone", 0, 1, 1)
+
+    with pytest.raises(kind, match=words):
+        experiment._launch_processes(SimpleNamespace(launch=launch), None, Path("out"))
+
+
+def test_a_second_signal_ends_the_processes(monkeypatch):
+    killed = []
+    child = SimpleNamespace(pid=None, kill=lambda: killed.append(True))
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [child])
+
+    def launch(work):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("it went on")
+
+    with pytest.raises(Interrupted, match="SIGINT"):
+        experiment._launch_processes(SimpleNamespace(launch=launch), None, Path("out"))
+    assert killed == [True]
 
 
 def test_two_trainings_in_one_folder_are_refused(trained):

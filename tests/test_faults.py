@@ -371,8 +371,8 @@ def test_a_case_name_as_long_as_a_name_may_be(tmp_path):
 def test_scores_are_not_written_over_a_scan(phantoms, tmp_path):
     out = tmp_path / "a.nii.gz"
     out.write_bytes(b"mine")
-    with pytest.raises(InputError, match=r"is no \.json file"):
+    with pytest.raises(InputError, match=r"holds no scores"):
         api.evaluate(phantoms / "labelsTr", phantoms, out)
     assert out.read_bytes() == b"mine"
     for _ in range(2):
-        api.evaluate(phantoms / "labelsTr", phantoms, tmp_path / "scores.json")
+        api.evaluate(phantoms / "labelsTr", phantoms, tmp_path / "scores")

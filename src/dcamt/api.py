@@ -14,12 +14,12 @@ from dcamt.comparison import compare as _compare
 from dcamt.complexity import method_cost as cost
 from dcamt.config import Config, PredictConfig, load_config, validated
 from dcamt.data.benchmarks import prepare_benchmark
-from dcamt.data.dataset import Case, find_scans
+from dcamt.data.dataset import Case, buried, find_scans
 from dcamt.data.formats.dicom_seg import check_sources
 from dcamt.data.inspect import Inspection
 from dcamt.data.inspect import inspect as _inspect
 from dcamt.engine.train import make_fabric
-from dcamt.errors import InputError
+from dcamt.errors import InputError, Unwritable
 from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.experiment import load_run, train_run
@@ -48,6 +48,7 @@ __all__ = [
 
 PathLike = str | Path
 Count = int | Literal["all"]
+_DATA_FOLDERS = ("images", "imagesTr", "imagesUn", "labels", "labelsTr")
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 
 
@@ -129,7 +130,7 @@ def predict(
     if format not in OUTPUT_FORMATS:
         raise InputError(f"format {format!r} is unknown; choose {', '.join(OUTPUT_FORMATS)}")
     extras = Extras(probabilities, uncertainty, largest_component, dicom_seg)
-    scans = find_scans(Path(input), len(plan.channels), skip=Path(out).resolve())
+    scans = find_scans(Path(input), len(plan.channels))
     if series is not None and not any(scan.images[0].is_dir() for scan in scans):
         raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
     outputs = {scan.name: Path(out) / f"{scan.name}.{format}" for scan in scans}
@@ -149,7 +150,10 @@ def predict(
         remove_abandoned(folder)
     work = partial(predict_case, predictor, config, extras=extras, series=series)
     todo = [scan for scan in scans if not outputs[scan.name].exists()]
-    _segment(todo, outputs, work, Console(stderr=True, quiet=quiet))
+    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
+    for note in buried(Path(input), skip=Path(out).resolve()):
+        console.print(note)
+    _segment(todo, outputs, work, console)
     return list(outputs.values())
 
 
@@ -162,9 +166,11 @@ def _check_outputs(
     classes: Sequence[str],
 ) -> None:
     """InputError if segmentations would lie among scans or labels, or maps under one name."""
-    folders = {image.absolute().parent for scan in scans for image in scan.images}
-    folders |= {input / name for name in ("labels", "labelsTr")}
-    if out.resolve() in {folder.resolve() for folder in folders}:
+    images = {image.absolute().parent.resolve() for scan in scans for image in scan.images}
+    of_data_set = {folder.parent / name for folder in images for name in _DATA_FOLDERS}
+    of_data_set |= {input.resolve() / name for name in _DATA_FOLDERS}
+    place = out.resolve()
+    if place in images or any(place.is_relative_to(folder) for folder in of_data_set):
         raise InputError(
             f"{out}: is the folder of the scans or of their labels; choose another --out"
         )
@@ -187,15 +193,17 @@ def _segment(
     work: Callable[[Sequence[Path], Path], None],
     console: Console,
 ) -> None:
-    """Segment every scan that can be; then InputError if some could not."""
+    """Segment every scan that can be read; then InputError if some could not."""
     begin = time.monotonic()
-    failed: list[InputError] = []
+    failed: dict[str, str] = {}
     with kept_memory():
         for done, scan in enumerate(scans, 1):
             try:
                 work(scan.images, outputs[scan.name])
+            except Unwritable:
+                raise
             except InputError as error:  # the others may be sound
-                failed.append(error)
+                failed[scan.name] = str(error)
                 console.print(f"{done}/{len(scans)}  {error}")
                 continue
             seconds = (time.monotonic() - begin) / done
@@ -203,10 +211,10 @@ def _segment(
                 f"{done}/{len(scans)}  {scan.name}  {seconds:.1f} s a case  "
                 f"{seconds * (len(scans) - done) / 60:.1f} min left"
             )
-    if len(failed) == 1:
-        raise failed[0]
     if failed:
-        raise InputError(f"{len(failed)} of {len(scans)} scans have no segmentation; {failed[0]}")
+        first, *others = failed
+        more = f" (nor have the scans {', '.join(others)} a segmentation)" if others else ""
+        raise InputError(failed[first] + more)
 
 
 def prepare(preset: str, source: PathLike, out: PathLike, *, quiet: bool = False) -> Path:
@@ -225,8 +233,8 @@ def evaluate(
 
     Returns the result and, if ``out`` is given, writes it there as JSON.
     """
-    if out is not None and Path(out).exists() and Path(out).suffix.lower() != ".json":
-        raise InputError(f"{out}: exists already and is no .json file; choose another --out")
+    if out is not None and Path(out).exists() and not _is_json(Path(out)):
+        raise InputError(f"{out}: exists already and holds no scores; choose another --out")
     result = _evaluate(Path(predictions), Path(labels), unit)
     if out is not None:
         write_json(result, Path(out))
@@ -254,6 +262,13 @@ def card(runs: PathLike | Iterable[PathLike], weights: str = "last") -> str:
     folder that is no finished run, and for runs of different settings or splits.
     """
     return model_card([Path(run) for run in _several(runs)], weights)
+
+
+def _is_json(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
 
 
 def export(

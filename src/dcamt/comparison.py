@@ -149,7 +149,7 @@ def compare(
     Returns what ``out``/results.json holds. Raises InputError for what the user can mend, before
     anything is trained where that can be told, and Interrupted after saving on a signal.
     """
-    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
     if design.seeds < 1:
         raise InputError(f"--seeds {design.seeds}: ask for at least 1")
     train = config.train

@@ -16,3 +16,7 @@ class InputError(Exception):
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 3 :]}"
         super().__init__(line)
+
+
+class Unwritable(InputError):
+    """A file cannot be written: the disk is full, or the folder is not ours."""

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
@@ -27,7 +27,7 @@ from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.engine import checkpoint
 from dcamt.engine.train import Interrupted, catch_signals, choose_device, make_fabric, train
-from dcamt.errors import InputError
+from dcamt.errors import InputError, Unwritable
 from dcamt.evaluation.evaluate import evaluate, write_json
 from dcamt.files import alone, holds, refuse_links, remove_temporary, write_text
 from dcamt.inference.predict import predict_case
@@ -61,9 +61,6 @@ def train_run(
     labels, ``"all"`` every one there is. Raises InputError for anything the user can mend.
     """
     begun = resume and (out / "config.yaml").exists()
-    if resume and not begun:
-        told = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
-        told.print(f"{out}: nothing to resume there, a new run begins")
     if begun:
         asked = config
         config, split = _read_run(out)
@@ -73,6 +70,8 @@ def train_run(
         raise InputError("no data set is named; give its folder")
     else:
         _refuse_existing(out, resume)
+        if resume and not quiet:
+            print(f"{out}: nothing to resume there, a new run begins", file=sys.stderr)
         versions = _versions(config)  # before the work: it refuses a device that is not there
         config, split = plan_run(dataset, config, splits, labeled)
     with alone(out):
@@ -103,29 +102,51 @@ def _train_and_report(out: Path, config: Config, split: Split, resume: bool, qui
 
 
 def _launch_processes(fabric: Fabric, work: Callable[[Fabric], None], out: Path) -> None:
-    """Do ``work`` in several processes, which get every signal that this one gets."""
+    """Do ``work`` in several processes, which get the signal that this one gets.
+
+    A second signal ends them. Raises Interrupted after a signal, and InputError for that of a
+    process and if one died.
+    """
+    stop: list[int] = []
 
     def pass_on(number: int) -> None:
-        for process in multiprocessing.active_children():
+        processes = multiprocessing.active_children()
+        if stop or not processes:
+            for process in processes:
+                process.kill()
+            raise Interrupted(number)
+        stop.append(number)
+        for process in processes if os.name == "posix" else ():  # Windows tells them itself
             if process.pid is not None:
                 os.kill(process.pid, number)
 
-    with catch_signals(pass_on) as stop:
+    with catch_signals(pass_on):
         try:
-            fabric.launch(work)
+            fabric.launch(partial(_interruptible, work))
         except (ProcessRaisedException, ProcessExitedException) as error:
             kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-            if stop or kind.endswith(Interrupted.__name__):
-                raise Interrupted(stop[0] if stop else signal.SIGTERM) from None
-            if kind.endswith(InputError.__name__):
+            name = kind.rpartition(".")[2]
+            if name in (InputError.__name__, Unwritable.__name__):
                 raise InputError(message) from None
+            if name == Interrupted.__name__:
+                raise Interrupted(stop[0] if stop else signal.SIGTERM) from None
             if isinstance(error, ProcessRaisedException):
                 raise
+            if stop:
+                raise Interrupted(stop[0]) from None
             raise InputError(
                 f"{out}: one of the training processes died; continue with --resume"
             ) from None
-    if stop:  # a process that was just beginning ends without an error
+    if stop:  # it came too late to be seen, and the rest of the run is still to do
         raise Interrupted(stop[0])
+
+
+def _interruptible(work: Callable[[Fabric], None], fabric: Fabric) -> None:
+    """Ctrl-C before the first iteration ends a process with an error, which the others hear of."""
+    try:
+        work(fabric)
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT) from None
 
 
 def _train(
@@ -349,15 +370,20 @@ def _refuse_other_cases(
 ) -> None:
     """InputError if a run is to go on with another data set, or with other cases of it."""
     assert kept.dataset is not None
-    if dataset is not None and dataset.resolve() != kept.dataset.resolve():
+    if dataset is not None and not (dataset.exists() and dataset.samefile(kept.dataset)):
         raise InputError(
             f"{run}: was begun with the data set {kept.dataset}, not {dataset}; give that one, or "
             "start a new run in another --out"
         )
-    if splits is None and labeled is None:
-        return
     found = read_dataset(kept.dataset)
-    if choose_split(found, splits, labeled, kept.seed, kept.data.val_fraction) != split:
+    if splits is not None:
+        asked = choose_split(found, splits, labeled, kept.seed, kept.data.val_fraction)
+        same = all(set(names) == set(getattr(split, use)) for use, names in asdict(asked).items())
+    elif labeled == "all":
+        same = all(found.case(name).label is None for name in split.unlabeled)
+    else:  # cases may have been added since they were drawn
+        same = labeled is None or labeled == len(split.labeled)
+    if not same:
         raise InputError(
             f"{run}: was begun with other cases; leave out --splits and --labeled to resume, or "
             "start a new run in another --out"

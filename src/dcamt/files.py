@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dcamt.errors import InputError
+from dcamt.errors import InputError, Unwritable
 
 try:
     import fcntl
@@ -30,7 +30,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success move it into place, else remove it.
 
     The temporary name keeps the ending, which writers of volumes go by, and of a long name no
-    more, as names have a limit. Raises InputError when the disk is full or the folder cannot be
+    more, as names have a limit. Raises Unwritable when the disk is full or the folder cannot be
     written.
     """
     end = os.fsencode(path.name)[-100:].decode(errors="ignore")
@@ -43,7 +43,7 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(
+        raise Unwritable(
             f"{path}: cannot be written ({reason}); free space or choose another folder"
         ) from error
     finally:

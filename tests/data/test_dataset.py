@@ -234,7 +234,11 @@ BAD_FOLDERS: dict[str, tuple[list[str], Any, str]] = {
     "same name twice": ([*IMAGE, "imagesTr/a.nii"], MSD, "has the same case name"),
     "same name in imagesUn": ([*IMAGE, "imagesUn/a.nii"], MSD, "in both imagesTr and imagesUn"),
     "other format": (["images/a.png"], None, r"a.png: unsupported file ending"),
-    "other compression": (["images/a.nii.bz2"], None, r"a.nii.bz2: unsupported file ending"),
+    "other compression": (
+        ["images/a.nii.bz2", "images/backup.tar.xz"],
+        None,
+        r"a.nii.bz2: unsupported file ending[^(]*$",
+    ),
     "a scan further down": (
         ["images/a.nii.gz", "images/b/study/series/1.dcm"],
         None,

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from dcamt.engine.train import (
     Interrupted,
     Update,
     choose_device,
+    is_stopped,
     learning_rate,
     make_fabric,
     train,
@@ -383,6 +385,16 @@ def test_several_processes_save_and_leave_together(phantoms, tmp_path, tiny):
         for _ in range(1000):  # Python's own helper process takes a moment to follow
             os.killpg(process.pid, 0)
             time.sleep(0.01)
+
+
+def test_processes_leave_together_every_tenth_iteration():
+    def gathered(mine):
+        return torch.stack([mine, torch.tensor(signal.SIGTERM)])
+
+    two = SimpleNamespace(world_size=2, device="cpu", all_gather=gathered)
+    assert [is_stopped([], two, step) for step in (0, 8, 9, 10)] == [0, 0, signal.SIGTERM, 0]
+    one = SimpleNamespace(world_size=1)
+    assert [is_stopped(seen, one, 0) for seen in ([], [2, 15])] == [0, 2]
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])

@@ -15,7 +15,6 @@ unlabelled images in imagesUn/.
 """
 
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -35,9 +34,9 @@ IGNORE = "ignore"
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 OTHER_FORMATS = (
     *(".hdr", ".img", ".mgz", ".npy", ".npz", ".hdf5", ".png", ".tif", ".tiff"),
-    *(".bz2", ".xz", ".zst"),
     *dicom.ENDINGS,
 )
+COMPRESSED = (".bz2", ".xz", ".zst")
 LITERATURE = "mri_norm2.h5"
 VOLUMES_AT_ONCE = 4
 """Whole scans that are in memory while a data set is read, however many cores there are."""
@@ -103,7 +102,7 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
         else:
             label_files = _volumes(labels, problems)
             for folder in (images, root / "imagesUn", labels):
-                problems += _buried(folder)
+                problems += buried(folder)
         described = (root / "dataset.json").exists()
     except OSError as error:
         raise InputError(f"{root}: cannot be read ({error.strerror}); check the folder") from error
@@ -144,13 +143,12 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
     return replace(dataset, channels=channels, cases=tuple(cases)), problems
 
 
-def find_scans(path: Path, channels: int, skip: Path | None = None) -> list[Case]:
+def find_scans(path: Path, channels: int) -> list[Case]:
     """The scans to segment at ``path``: a file, a DICOM folder, a folder of those, or a data set.
 
     With ``channels`` above 1 a scan is one file of all channels or CASE_0000.nii.gz,
     CASE_0001.nii.gz, ...; with 1 the ending _0000 is optional. Labels are left out. A DICOM scan is
-    named by its folder. ``skip`` is a folder within that holds something else. Raises InputError
-    if there are none.
+    named by its folder. Raises InputError if there are none.
     """
     if path.is_file() or (path.is_dir() and dicom.is_series(path)):
         entry = _entry(path)
@@ -170,7 +168,7 @@ def find_scans(path: Path, channels: int, skip: Path | None = None) -> list[Case
         return [replace(case, label=None) for case in read_dataset(path).cases]
     problems: list[str] = []
     files = _volumes(path, problems)
-    problems += _buried(path, skip)
+    problems += [] if files else buried(path)
     if not files and not problems:
         raise InputError(
             f"{path}: the folder holds no scans, such as .nii.gz files; put them there"
@@ -191,7 +189,9 @@ def find_scans(path: Path, channels: int, skip: Path | None = None) -> list[Case
 
 
 def _has_sibling(path: Path, stem: str) -> bool:
-    return any(file_stem(other.name) == stem for other in path.absolute().parent.iterdir())
+    return any(
+        case_name(file_stem(other.name) or "") == stem for other in path.absolute().parent.iterdir()
+    )
 
 
 def volume_file(path: Path) -> tuple[str, Path] | None:
@@ -292,7 +292,8 @@ def _volumes(folder: Path, problems: list[str]) -> dict[str, Path]:
             continue
         entry = _entry(path)
         if entry is None:
-            if path.suffix.lower() in OTHER_FORMATS and path.is_file():
+            compressed = path.suffix.lower() in COMPRESSED and file_stem(path.stem) is not None
+            if path.is_file() and (compressed or path.suffix.lower() in OTHER_FORMATS):
                 problems.append(f"{path}: {_why_not(path)}")
             continue
         name, file = entry
@@ -305,23 +306,26 @@ def _volumes(folder: Path, problems: list[str]) -> dict[str, Path]:
     return files
 
 
-def _buried(folder: Path, skip: Path | None = None) -> list[str]:
-    """A problem for each folder in ``folder`` below which volumes lie that nobody would read."""
-    folders = (
-        [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
-    )
+def buried(folder: Path, skip: Path | None = None) -> list[str]:
+    """What to tell of each folder in ``folder`` below which volumes lie that nobody would read.
+
+    Looks four folders deep, and not into hidden ones nor into one that leads to ``skip``.
+    """
+    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return [
-        f"{path}: holds scans further down, where none is looked for; move them into {folder}, "
-        "each under the name of its case"
+        f"{path}: holds scans further down, where none is looked for; move them up, each under the "
+        "name of its case, or take them out"
         for path in folders
-        if not path.name.startswith(".") and path.resolve() != skip and _entry(path) is None
-        if any(_is_volume(name) for _, _, names in os.walk(path) for name in names)
+        if not path.name.startswith(".") and not (skip and skip.is_relative_to(path.resolve()))
+        if _entry(path) is None and _holds_volumes(path, 4)
     ]
 
 
-def _is_volume(name: str) -> bool:
-    known = file_stem(name) is not None or Path(name).suffix.lower() in dicom.ENDINGS
-    return known and not name.startswith(".")
+def _holds_volumes(folder: Path, depth: int) -> bool:
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return any(
+        file_stem(path.name) is not None or path.suffix.lower() in dicom.ENDINGS for path in entries
+    ) or any(_holds_volumes(path, depth - 1) for path in entries if depth > 1 and path.is_dir())
 
 
 def _entry(path: Path) -> tuple[str, Path] | None:

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +39,8 @@ def choose_split(
     stays the same.
     Raises InputError for unusable files and counts.
     """
-    if labeled not in (None, "all") and not (isinstance(labeled, int) and labeled >= 1):
+    number = isinstance(labeled, Integral) and not isinstance(labeled, bool) and labeled >= 1
+    if labeled not in (None, "all") and not number:
         raise InputError(
             f"labelled cases asked for: {labeled!r}; give a whole number of at least 1, or all"
         )

@@ -160,7 +160,7 @@ def train(
                 if writes and (state["best"] is None or dice > state["best"]):
                     state["best"] = dice
                     checkpoint.save(run / "best.safetensors", method, {}, state)
-            stopped = _is_stopped(stop, fabric, step)  # once: a signal may come at any moment
+            stopped = is_stopped(stop, fabric, step)  # once: a signal may come at any moment
             if _due(step + 1, settings.checkpoint_every, settings) or stopped:
                 log.flush()
                 if writes:
@@ -170,7 +170,7 @@ def train(
                 raise Interrupted(stopped)
 
 
-def _is_stopped(received: Sequence[int], fabric: Fabric, step: int) -> int:
+def is_stopped(received: Sequence[int], fabric: Fabric, step: int) -> int:
     """The signal to leave on after this iteration, or 0.
 
     Several processes must leave together, and ask one another every tenth iteration.
@@ -197,7 +197,8 @@ def _told_of_workers() -> Iterator[None]:
         yield
     except (RuntimeError, OSError, InputError) as error:
         text = str(error)
-        if "DataLoader worker" not in text:
+        # With a GPU a thread stands between, which may be the one to notice.
+        if "DataLoader worker" not in text and "pin memory thread" not in text.lower():
             raise
         if text.startswith("Caught "):  # its own error, with its traceback
             last = text.strip().splitlines()[-1].partition(": ")[2]

@@ -117,7 +117,6 @@ class DCAMT(Method):
         # What each branch says of the unlabelled voxels, which the other learns.
         teacher_says, student_says = x.clean or (logits_t[n:].detach(), logits_s[n:].detach())
         teacher_picks = pseudo_label(teacher_says, x.learn)
-        student_picks = pseudo_label(student_says, x.learn)
         if "alignment" in self.uses:
             label = torch.where(x.label[n:] == IGNORE, teacher_picks, x.label[n:])
             votes = one_hot(torch.cat([batch.label_l, label]), self.pair.student.classes)
@@ -135,7 +134,7 @@ class DCAMT(Method):
                 to_teacher = distillation(logits_t[n:], student_says, x.learn, c.temperature)
             else:
                 to_student = dice_ce(logits_s[n:], teacher_picks)
-                to_teacher = dice_ce(logits_t[n:], student_picks)
+                to_teacher = dice_ce(logits_t[n:], pseudo_label(student_says, x.learn))
             terms["to_student"], terms["to_teacher"] = to_student, to_teacher
             loss = loss + ramp * (
                 c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]

@@ -42,7 +42,7 @@ FORMATS = {
 
 DETACHED = (".nhdr", ".mhd")
 """Headers whose data are in a file beside them."""
-_DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file\s*:)\s*(.+?)\s*$", re.I | re.M)
+_DATA_FILE = re.compile(rb"^[ \t]*(?:ElementDataFile[ \t]*=|data ?file[ \t]*:)(.*)$", re.I | re.M)
 
 
 def ending_of(name: str) -> str | None:
@@ -61,8 +61,9 @@ def parts_of(path: Path) -> list[Path]:
         file_size(path)  # refuses what is no file
         with path.open("rb") as file:
             named = _DATA_FILE.findall(file.read(HEADER_LIMIT))
-        beside = (os.path.join(path.parent, os.fsdecode(name)) for name in named)  # noqa: PTH118
-        return [path, *(Path(name) for name in beside if os.path.isfile(name))]  # noqa: PTH113
+        beside = (os.path.join(path.parent, os.fsdecode(name.strip())) for name in named)  # noqa: PTH118
+        found = (Path(name).resolve() for name in beside if os.path.isfile(name))  # noqa: PTH113
+        return [path, *(p for p in found if p.is_relative_to(path.resolve().parent))]
     return [path]
 
 
