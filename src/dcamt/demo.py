@@ -17,7 +17,7 @@ LABELED, UNLABELED, VALIDATION, NEW = 4, 28, 4, 16
 METHODS = {"vnet": (), "dca-mt": ("method.paste=0",)}
 SETTINGS = (
     "network.width=8",
-    "train.iterations=300",
+    "train.iterations=500",
     "train.learning_rate=0.05",
     "train.validate_every=0",
     "train.augment.rotate=false",
