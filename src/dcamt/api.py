@@ -130,11 +130,12 @@ def predict(
     if format not in OUTPUT_FORMATS:
         raise InputError(f"format {format!r} is unknown; choose {', '.join(OUTPUT_FORMATS)}")
     extras = Extras(probabilities, uncertainty, largest_component, dicom_seg)
-    scans = find_scans(Path(input), len(plan.channels))
+    unread: list[Path] = []
+    scans = find_scans(Path(input), len(plan.channels), unread)
     if series is not None and not any(scan.images[0].is_dir() for scan in scans):
         raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
     outputs = {scan.name: Path(out) / f"{scan.name}.{format}" for scan in scans}
-    _check_outputs(Path(input), Path(out), scans, outputs, extras, plan.classes)
+    _check_outputs(Path(input), Path(out), scans, extras, plan.classes)
     existing = [path for path in outputs.values() if path.exists()]
     if dicom_seg and not resume:
         more = (Path(out) / DICOM_SEG / f"{name}.dcm" for name in outputs)
@@ -151,7 +152,7 @@ def predict(
     work = partial(predict_case, predictor, config, extras=extras, series=series)
     todo = [scan for scan in scans if not outputs[scan.name].exists()]
     console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
-    for note in buried(Path(input), skip=Path(out).resolve()):
+    for note in buried(unread, skip=Path(out).resolve()):
         console.print(note)
     _segment(todo, outputs, work, console)
     return list(outputs.values())
@@ -161,7 +162,6 @@ def _check_outputs(
     input: Path,
     out: Path,
     scans: Sequence[Case],
-    outputs: dict[str, Path],
     extras: Extras,
     classes: Sequence[str],
 ) -> None:
@@ -177,7 +177,7 @@ def _check_outputs(
     if extras.dicom_seg:
         check_sources(scan.images[0] for scan in scans)
     if extras.probabilities:
-        maps = [map_name(case, structure) for case in outputs for structure in classes]
+        maps = [map_name(scan.name, structure) for scan in scans for structure in classes]
         ((name, times),) = Counter(maps).most_common(1)
         if times > 1:
             raise InputError(
@@ -241,6 +241,13 @@ def evaluate(
     return result
 
 
+def _is_json(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
+
+
 def inspect(dataset: PathLike, splits: PathLike | None = None) -> Inspection:
     """Open every file of a data set once and collect all problems.
 
@@ -262,13 +269,6 @@ def card(runs: PathLike | Iterable[PathLike], weights: str = "last") -> str:
     folder that is no finished run, and for runs of different settings or splits.
     """
     return model_card([Path(run) for run in _several(runs)], weights)
-
-
-def _is_json(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(1) == b"{"
 
 
 def export(

@@ -256,7 +256,8 @@ def _refuse_twins(names: Sequence[str]) -> None:
 
 def _refuse_foreign(out: Path) -> None:
     """InputError if ``out`` holds something, but no comparison."""
-    if holds(out) and not holds(out) & {"splits", "runs"}:
+    held = holds(out)
+    if held and not held & {"splits", "runs"}:
         raise InputError(f"{out}: exists already and is no comparison; choose another --out")
 
 

@@ -107,20 +107,18 @@ def _launch_processes(fabric: Fabric, work: Callable[[Fabric], None], out: Path)
     A second signal ends them. Raises Interrupted after a signal, and InputError for that of a
     process and if one died.
     """
-    stop: list[int] = []
 
-    def pass_on(number: int) -> None:
+    def pass_on(received: list[int]) -> None:
         processes = multiprocessing.active_children()
-        if stop or not processes:
+        if len(received) > 1 or not processes:
             for process in processes:
                 process.kill()
-            raise Interrupted(number)
-        stop.append(number)
+            raise Interrupted(received[-1])
         for process in processes if os.name == "posix" else ():  # Windows tells them itself
             if process.pid is not None:
-                os.kill(process.pid, number)
+                os.kill(process.pid, received[-1])
 
-    with catch_signals(pass_on):
+    with catch_signals(pass_on) as stop:
         try:
             fabric.launch(partial(_interruptible, work))
         except (ProcessRaisedException, ProcessExitedException) as error:
@@ -375,11 +373,12 @@ def _refuse_other_cases(
             f"{run}: was begun with the data set {kept.dataset}, not {dataset}; give that one, or "
             "start a new run in another --out"
         )
-    found = read_dataset(kept.dataset)
     if splits is not None:
+        found = read_dataset(kept.dataset)
         asked = choose_split(found, splits, labeled, kept.seed, kept.data.val_fraction)
         same = all(set(names) == set(getattr(split, use)) for use, names in asdict(asked).items())
     elif labeled == "all":
+        found = read_dataset(kept.dataset)
         same = all(found.case(name).label is None for name in split.unlabeled)
     else:  # cases may have been added since they were drawn
         same = labeled is None or labeled == len(split.labeled)

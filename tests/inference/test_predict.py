@@ -393,6 +393,11 @@ def test_labels_are_not_written_among(tiny_run, tmp_path, phantoms):
     assert sorted((data / "labelsTr").iterdir()) == before
 
 
+def test_nothing_of_a_data_set_is_said_to_be_passed_over(tiny_run, phantoms, tmp_path, capsys):
+    api.predict(tiny_run, phantoms, tmp_path / "out")
+    assert "further down" not in capsys.readouterr().err
+
+
 def test_a_folder_within_the_scans_may_be_written_to(tiny_run, tmp_path, capsys):
     scan(tmp_path / "a.nii.gz", np.eye(4))
     for resume in (False, True):

@@ -93,16 +93,16 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
     Raises InputError only where no data set can be made out at all.
     """
     problems: list[str] = []
+    unread: list[Path] = []
     try:
         images, labels = _layout(root)
-        image_files = _volumes(images, problems)
-        more_files = _volumes(root / "imagesUn", problems)
+        image_files = _volumes(images, problems, unread)
+        more_files = _volumes(root / "imagesUn", problems, unread)
         if labels == images:
             image_files, label_files = _literature_files(image_files, problems)
         else:
-            label_files = _volumes(labels, problems)
-            for folder in (images, root / "imagesUn", labels):
-                problems += buried(folder)
+            label_files = _volumes(labels, problems, unread)
+            problems += buried(unread)
         described = (root / "dataset.json").exists()
     except OSError as error:
         raise InputError(f"{root}: cannot be read ({error.strerror}); check the folder") from error
@@ -143,12 +143,13 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
     return replace(dataset, channels=channels, cases=tuple(cases)), problems
 
 
-def find_scans(path: Path, channels: int) -> list[Case]:
+def find_scans(path: Path, channels: int, unread: list[Path] | None = None) -> list[Case]:
     """The scans to segment at ``path``: a file, a DICOM folder, a folder of those, or a data set.
 
     With ``channels`` above 1 a scan is one file of all channels or CASE_0000.nii.gz,
     CASE_0001.nii.gz, ...; with 1 the ending _0000 is optional. Labels are left out. A DICOM scan is
-    named by its folder. Raises InputError if there are none.
+    named by its folder. Folders that are no scan are added to ``unread``. Raises InputError if
+    there are no scans.
     """
     if path.is_file() or (path.is_dir() and dicom.is_series(path)):
         entry = _entry(path)
@@ -167,8 +168,9 @@ def find_scans(path: Path, channels: int) -> list[Case]:
     if (path / "imagesTr").is_dir() or (path / "images").is_dir():
         return [replace(case, label=None) for case in read_dataset(path).cases]
     problems: list[str] = []
-    files = _volumes(path, problems)
-    problems += [] if files else buried(path)
+    unread = [] if unread is None else unread
+    files = _volumes(path, problems, unread)
+    problems += [] if files else buried(unread)
     if not files and not problems:
         raise InputError(
             f"{path}: the folder holds no scans, such as .nii.gz files; put them there"
@@ -284,8 +286,11 @@ def _layout(root: Path) -> tuple[Path, Path]:
     )
 
 
-def _volumes(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """Volumes by name, sorted; hidden files and sidecars are passed over."""
+def _volumes(folder: Path, problems: list[str], unread: list[Path]) -> dict[str, Path]:
+    """Volumes by name, sorted; hidden files and sidecars are passed over.
+
+    Folders that are neither are added to ``unread``.
+    """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith("."):
@@ -293,7 +298,9 @@ def _volumes(folder: Path, problems: list[str]) -> dict[str, Path]:
         entry = _entry(path)
         if entry is None:
             compressed = path.suffix.lower() in COMPRESSED and file_stem(path.stem) is not None
-            if path.is_file() and (compressed or path.suffix.lower() in OTHER_FORMATS):
+            if path.is_dir():
+                unread.append(path)
+            elif path.is_file() and (compressed or path.suffix.lower() in OTHER_FORMATS):
                 problems.append(f"{path}: {_why_not(path)}")
             continue
         name, file = entry
@@ -306,18 +313,16 @@ def _volumes(folder: Path, problems: list[str]) -> dict[str, Path]:
     return files
 
 
-def buried(folder: Path, skip: Path | None = None) -> list[str]:
-    """What to tell of each folder in ``folder`` below which volumes lie that nobody would read.
+def buried(unread: Iterable[Path], skip: Path | None = None) -> list[str]:
+    """What to tell of each folder of ``unread`` below which volumes lie that nobody would read.
 
     Looks four folders deep, and not into hidden ones nor into one that leads to ``skip``.
     """
-    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return [
         f"{path}: holds scans further down, where none is looked for; move them up, each under the "
         "name of its case, or take them out"
-        for path in folders
-        if not path.name.startswith(".") and not (skip and skip.is_relative_to(path.resolve()))
-        if _entry(path) is None and _holds_volumes(path, 4)
+        for path in unread
+        if not (skip and skip.is_relative_to(path.resolve())) and _holds_volumes(path, 4)
     ]
 
 

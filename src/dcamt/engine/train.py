@@ -227,16 +227,18 @@ def set_learning_rate(
 
 
 @contextmanager
-def catch_signals(then: Callable[[int], None] = lambda number: None) -> Iterator[list[int]]:
+def catch_signals(
+    then: Callable[[list[int]], None] = lambda received: None,
+) -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM are added to instead of ending the process at once.
 
-    ``then`` is called with each.
+    ``then`` is called with it after each.
     """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        then(number)
+        then(received)
 
     try:
         before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}

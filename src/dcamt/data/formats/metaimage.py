@@ -55,15 +55,27 @@ def read(path: Path, dtype: Any) -> tuple[Array, Array]:
             )
         affine = _affine(path, fields, len(sizes))
         stored = _type(path, fields)
-        name = fields["ElementDataFile"]
-        if name.split()[0] == "LIST" or "%" in name:
-            raise InputError(f"{path}: its data are spread over several files; save it as one .mha")
-        if name.upper() != "LOCAL":
-            content, start = contents(beside(path, name)), 0
+        detached = _beside(path, fields)
+        if detached is not None:
+            content, start = contents(detached), 0
         values = _values(path, content[start:], stored, math.prod(sizes) * channels, fields)
         array = values.reshape((channels, *sizes), order="F")
         array = array[0] if channels == 1 else np.moveaxis(array, 0, -1)
         return array.astype(stored.newbyteorder("=") if dtype is None else dtype), affine
+
+
+def data_file(path: Path) -> Path | None:
+    """The file beside a header that holds its data; None if they follow the header."""
+    with reading(path, KIND):
+        fields, _ = _header(contents(path))
+        return _beside(path, fields)
+
+
+def _beside(path: Path, fields: dict[str, str]) -> Path | None:
+    name = fields["ElementDataFile"]
+    if name.split()[0] == "LIST" or "%" in name:
+        raise InputError(f"{path}: its data are spread over several files; save it as one .mha")
+    return None if name.upper() == "LOCAL" else beside(path, name)
 
 
 def write(path: Path, array: Array, affine: Array) -> None:

@@ -61,17 +61,27 @@ def read(path: Path, dtype: Any) -> tuple[Array, Array]:
             raise ValueError("sizes")
         channel = _channel_axis(path, fields, sizes)
         affine = _affine(path, fields, channel)
-        name = fields.get("data file", fields.get("datafile"))
-        if name is not None:
-            if name.split()[0] == "LIST" or "%" in name:
-                raise InputError(
-                    f"{path}: its data are spread over several files; save it as one .nrrd"
-                )
-            content, start = contents(beside(path, name)), 0
+        detached = _beside(path, fields)
+        if detached is not None:
+            content, start = contents(detached), 0
         array = _values(path, content[start:], stored, sizes, fields)
         if channel is not None:
             array = np.moveaxis(array, channel, -1)
         return array.astype(stored.newbyteorder("=") if dtype is None else dtype), affine
+
+
+def data_file(path: Path) -> Path | None:
+    """The file beside a header that holds its data; None if they follow the header."""
+    with reading(path, KIND):
+        fields, _ = _header(path, contents(path))
+        return _beside(path, fields)
+
+
+def _beside(path: Path, fields: dict[str, str]) -> Path | None:
+    name = fields.get("data file", fields.get("datafile"))
+    if name is not None and (name.split()[0] == "LIST" or "%" in name):
+        raise InputError(f"{path}: its data are spread over several files; save it as one .nrrd")
+    return None if name is None else beside(path, name)
 
 
 def write(path: Path, array: Array, affine: Array) -> None:
