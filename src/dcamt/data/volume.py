@@ -6,7 +6,7 @@ convention the file has. How bytes become arrays is told in dcamt.data.formats.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from dcamt.data.formats import FORMATS, dicom, ending_of
 from dcamt.data.formats.guard import Array
 from dcamt.data.formats.hdf5 import Part
+from dcamt.data.formats.stored import Forms, Stored
 from dcamt.errors import InputError
 from dcamt.files import atomic
 
@@ -35,10 +36,14 @@ class Volume:
 
     array: image (C, X, Y, Z) float32, or label (X, Y, Z) int16.
     affine: (4, 4) float64, voxel index -> RAS+ mm.
+    forms: both transforms of a NIfTI header, for what is written on the same voxels.
+    remarks: what a user should know of the file; sentences without its name.
     """
 
     array: Array
     affine: Array
+    forms: Forms | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -62,7 +67,8 @@ def read_image(paths: Sequence[Path], series: int | None = None) -> Volume:
     """
     volumes = []
     for path in paths:
-        array, affine = _read(path, np.float32, "image", series)
+        stored = _read(path, np.float32, "image", series)
+        array = stored.array
         if array.ndim > 4 or (array.ndim == 4 and len(paths) > 1):
             expected = (
                 "3D: one file per channel" if len(paths) > 1 else "3D, or 4D: X, Y, Z, channel"
@@ -78,11 +84,13 @@ def read_image(paths: Sequence[Path], series: int | None = None) -> Volume:
                 "voxels; replace them (for instance by the background's value)"
             )
         channels = array[np.newaxis] if array.ndim == 3 else np.moveaxis(array, -1, 0)
-        volumes.append(Volume(channels, affine))
+        volumes.append(Volume(channels, stored.affine, stored.forms, stored.remarks))
     first = volumes[0]
     for path, volume in zip(paths[1:], volumes[1:], strict=True):
         _check_grids(first, volume, paths[0], path, "channel")
-    return Volume(np.ascontiguousarray(np.concatenate([v.array for v in volumes])), first.affine)
+    array = np.ascontiguousarray(np.concatenate([v.array for v in volumes]))
+    remarks = dict.fromkeys(remark for volume in volumes for remark in volume.remarks)
+    return Volume(array, first.affine, first.forms, tuple(remarks))
 
 
 def read_label(path: Path) -> Volume:
@@ -91,7 +99,8 @@ def read_label(path: Path) -> Volume:
     Returns (X, Y, Z) int16. Raises InputError for a file that cannot be read, is not 3D, or
     holds negative or fractional values.
     """
-    array, affine = _read(path, None, "label")
+    stored = _read(path, None, "label")
+    array = stored.array
     if array.ndim > 3:
         raise InputError(
             f"{path}: the label is {array.ndim}D with shape {array.shape}, but must be 3D with one "
@@ -113,7 +122,8 @@ def read_label(path: Path) -> Volume:
             f"{path}: label values run from {lowest:.0f} to {highest:.0f}, but must lie between 0 "
             f"and {LARGEST_LABEL}; remap them to 0, 1, 2, ..."
         )
-    return Volume(np.ascontiguousarray(whole, dtype=np.int16), affine)
+    array = np.ascontiguousarray(whole, dtype=np.int16)
+    return Volume(array, stored.affine, stored.forms, stored.remarks)
 
 
 def write_volume(path: Path, array: Array, affine: Array) -> None:
@@ -171,18 +181,19 @@ def _check_grids(
         )
 
 
-def _read(path: Path, dtype: Any, part: Part, series: int | None = None) -> tuple[Array, Array]:
-    """Values, scaled as the header says, and affine; axes of length 1 after the third dropped.
+def _read(path: Path, dtype: Any, part: Part, series: int | None = None) -> Stored:
+    """What is stored, without axes of length 1 after the third.
 
     dtype None keeps the file's own.
     """
     if path.is_dir() and part == "image" and dicom.is_series(path):
         return dicom.read(path, series)
     with np.errstate(over="ignore", invalid="ignore"):
-        array, affine = FORMATS[_ending(path)].read(path, dtype, part)
+        stored = FORMATS[_ending(path)].read(path, dtype, part)
+    array = stored.array
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    return array, affine
+    return replace(stored, array=array)
 
 
 def _ending(path: Path) -> str:

@@ -8,14 +8,15 @@ from typing import Any
 from dcamt.data.formats import hdf5, metaimage, nifti, nrrd
 from dcamt.data.formats.guard import Array
 from dcamt.data.formats.hdf5 import Part
+from dcamt.data.formats.stored import Stored
 
-Reader = Callable[[Path, Any, Part], tuple[Array, Array]]
+Reader = Callable[[Path, Any, Part], Stored]
 Writer = Callable[[Path, Array, Array], None]
 
 
 @dataclass(frozen=True)
 class Format:
-    """read(path, dtype, part) gives values (X, Y, Z, ...) and affine, write takes them.
+    """read(path, dtype, part) gives what is stored, write(path, array, affine) stores it.
 
     data_file(path) tells which file beside a header holds its data, if one does.
     """
@@ -25,7 +26,7 @@ class Format:
     data_file: Callable[[Path], Path | None] | None = None
 
 
-def _one_volume(read: Callable[[Path, Any], tuple[Array, Array]]) -> Reader:
+def _one_volume(read: Callable[[Path, Any], Stored]) -> Reader:
     """A reader of files that hold one volume, which is image or label by where it lies."""
     return lambda path, dtype, part: read(path, dtype)
 

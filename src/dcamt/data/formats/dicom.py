@@ -21,6 +21,7 @@ from pydicom.filereader import _read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dcamt.data.formats.guard import Array, Bounded, check_axes, check_claim, file_size, reading
+from dcamt.data.formats.stored import Stored
 from dcamt.errors import InputError
 
 KIND = "DICOM"
@@ -82,7 +83,7 @@ def is_series(folder: Path) -> bool:
     return any(is_slice(path) for path in _files(folder))
 
 
-def read(folder: Path, series: int | None = None) -> tuple[Array, Array]:
+def read(folder: Path, series: int | None = None) -> Stored:
     """Values (X, Y, Z) float32, rescaled (CT: Hounsfield units), and the affine (voxel -> RAS+ mm).
 
     X runs along the columns, Y along the rows, Z along their normal. ``series`` counts from 1 in
@@ -102,7 +103,7 @@ def read(folder: Path, series: int | None = None) -> tuple[Array, Array]:
                     array[:, :, index] = _pixels(one).T
         else:
             array[:] = _decoded(folder, slices).T
-        return array, _affine(folder, slices)
+        return Stored(array, _affine(folder, slices))
 
 
 def sorted_slices(folder: Path, series: int | None = None) -> list[Slice]:

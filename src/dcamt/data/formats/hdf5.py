@@ -20,6 +20,7 @@ from dcamt.data.formats.guard import (
     file_size,
     reading,
 )
+from dcamt.data.formats.stored import Stored
 from dcamt.errors import InputError
 
 KIND = "HDF5"
@@ -30,7 +31,7 @@ AFFINE = "affine"
 Part = Literal["image", "label"]
 
 
-def read(path: Path, dtype: Any, part: Part) -> tuple[Array, Array]:
+def read(path: Path, dtype: Any, part: Part) -> Stored:
     """The dataset ``part`` (X, Y, Z), and the affine (voxel -> RAS+ mm). Nothing else is opened."""
     with reading(path, KIND):
         size = file_size(path)
@@ -47,7 +48,8 @@ def read(path: Path, dtype: Any, part: Part) -> tuple[Array, Array]:
             array = np.asarray(data[()])
         if array.dtype.kind == "b":
             array = array.astype(np.uint8)
-        return array.astype(array.dtype.newbyteorder("=") if dtype is None else dtype), affine
+        values = array.astype(array.dtype.newbyteorder("=") if dtype is None else dtype)
+        return Stored(values, affine)
 
 
 def write(path: Path, array: Array, affine: Array) -> None:

@@ -21,6 +21,7 @@ from dcamt.data.formats.guard import (
     inflate,
     reading,
 )
+from dcamt.data.formats.stored import Stored
 from dcamt.errors import InputError
 
 KIND = "MetaImage"
@@ -39,7 +40,7 @@ TYPES = {
 CODES = {name: code for code, name in TYPES.items()} | {"MET_LONG": "i4", "MET_ULONG": "u4"}
 
 
-def read(path: Path, dtype: Any) -> tuple[Array, Array]:
+def read(path: Path, dtype: Any) -> Stored:
     """Values (X, Y, Z) or (X, Y, Z, channel) and the affine (voxel -> RAS+ mm)."""
     with reading(path, KIND):
         content = contents(path)
@@ -61,7 +62,8 @@ def read(path: Path, dtype: Any) -> tuple[Array, Array]:
         values = _values(path, content[start:], stored, math.prod(sizes) * channels, fields)
         array = values.reshape((channels, *sizes), order="F")
         array = array[0] if channels == 1 else np.moveaxis(array, 0, -1)
-        return array.astype(stored.newbyteorder("=") if dtype is None else dtype), affine
+        values = array.astype(stored.newbyteorder("=") if dtype is None else dtype)
+        return Stored(values, affine)
 
 
 def data_file(path: Path) -> Path | None:

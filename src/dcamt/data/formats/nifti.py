@@ -20,6 +20,7 @@ from dcamt.data.formats.guard import (
     inflate,
     reading,
 )
+from dcamt.data.formats.stored import Stored
 from dcamt.errors import InputError
 
 KIND = "NIfTI"
@@ -50,7 +51,7 @@ class _Image2(nib.Nifti2Image):  # type: ignore[misc]
     header_class = _Header2
 
 
-def read(path: Path, dtype: Any) -> tuple[Array, Array]:
+def read(path: Path, dtype: Any) -> Stored:
     """Values (X, Y, Z, ...) with scale and offset applied, and the affine (voxel -> RAS+ mm).
 
     ``dtype`` None keeps the file's own type.
@@ -76,7 +77,7 @@ def read(path: Path, dtype: Any) -> tuple[Array, Array]:
         if packed:  # to its end, because only there is the checksum that tells damage
             content = inflate(path, contents(path), offset + voxels * stored.itemsize)
             image = type(image).from_stream(io.BytesIO(content))
-        return np.asarray(image.dataobj, dtype=dtype), affine
+        return Stored(np.asarray(image.dataobj, dtype=dtype), affine)
 
 
 def write(path: Path, array: Array, affine: Array) -> None:

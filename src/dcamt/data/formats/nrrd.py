@@ -23,6 +23,7 @@ from dcamt.data.formats.guard import (
     inflate,
     reading,
 )
+from dcamt.data.formats.stored import Stored
 from dcamt.errors import InputError
 
 KIND = "NRRD"
@@ -50,7 +51,7 @@ TO_RAS = {
 SPATIAL = ("domain", "space", "???", "none")
 
 
-def read(path: Path, dtype: Any) -> tuple[Array, Array]:
+def read(path: Path, dtype: Any) -> Stored:
     """Values (X, Y, Z) or (X, Y, Z, channel) and the affine (voxel -> RAS+ mm)."""
     with reading(path, KIND):
         content = contents(path)
@@ -67,7 +68,8 @@ def read(path: Path, dtype: Any) -> tuple[Array, Array]:
         array = _values(path, content[start:], stored, sizes, fields)
         if channel is not None:
             array = np.moveaxis(array, channel, -1)
-        return array.astype(stored.newbyteorder("=") if dtype is None else dtype), affine
+        values = array.astype(stored.newbyteorder("=") if dtype is None else dtype)
+        return Stored(values, affine)
 
 
 def data_file(path: Path) -> Path | None:
