@@ -101,6 +101,21 @@ def demo(
 
 
 @app.command()
+def doctor() -> None:
+    """Tell versions, processor, memory, GPU and cache, and check that the arithmetic is right."""
+    from dcamt.doctor import examine
+
+    verdicts = []
+    for found in examine():
+        typer.echo(f"{found.verdict:5}  {found.name}: {found.text}")
+        verdicts.append(found.verdict)
+    if "wrong" in verdicts:
+        typer.echo("Something is wrong here; mend the lines that begin with 'wrong'.")
+        raise typer.Exit(1)
+    typer.echo("Nothing is wrong here.")
+
+
+@app.command()
 def inspect(
     dataset: DatasetFolder,
     splits: Annotated[Path | None, typer.Option(help="Splits file: hide labels.")] = None,

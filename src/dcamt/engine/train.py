@@ -3,6 +3,7 @@
 import logging
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from dcamt.config import TrainConfig
 from dcamt.data.patches import Batches
 from dcamt.engine import checkpoint
 from dcamt.engine.log import TrainingLog
+from dcamt.engine.precision import use_float32_where_needed
 from dcamt.errors import InputError
 from dcamt.memory import kept_memory
 from dcamt.methods.method import Method, Progress
@@ -139,6 +141,9 @@ def train(
         worker_init_fn=_leave_signals_to_parent,
     )
     writes = fabric.is_global_zero
+    note = use_float32_where_needed(method, batches[steps.start], fabric)
+    if note and writes and not quiet:
+        print(note, file=sys.stderr)
     log = TrainingLog(run, settings.iterations, steps.start, quiet=quiet, writes=writes)
     voxels = math.prod(batches.patch) * (settings.labeled_batch + settings.unlabeled_batch)
     kept = kept_memory() if voxels <= _KEPT_UP_TO else nullcontext()
