@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 from dcamt.config import Config, load_config
-from dcamt.data.dataset import find_classes, read_dataset
+from dcamt.data.dataset import read_dataset
 from dcamt.data.prepare import prepare
 from dcamt.data.volume import write_volume
 from dcamt.engine.train import make_fabric
@@ -165,7 +165,7 @@ def preparation(data: Path) -> float:
     config = configuration(data)
     assert config.plan is not None
     begin = time.perf_counter()
-    prepare(find_classes(read_dataset(data)).cases, config.plan)
+    prepare(read_dataset(data).cases, config.plan)
     return time.perf_counter() - begin
 
 

@@ -21,11 +21,11 @@ from fresh_process import in_process
 from plain_training import Loop, crops, plain_layers
 
 from dcamt.config import Config, load_config
-from dcamt.data.dataset import find_classes, read_dataset
+from dcamt.data.dataset import read_dataset
 from dcamt.data.patches import Batches
 from dcamt.data.phantom import write_phantoms
-from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import prepare
+from dcamt.data.survey import survey
 from dcamt.engine.train import make_fabric, train
 from dcamt.experiment import build_method
 from dcamt.methods.method import Batch, Method, Progress, Update
@@ -92,16 +92,16 @@ def configuration(method: str, patch: tuple[int, int, int], data: Path, iteratio
 
 def planned(config: Config, data: Path) -> Config:
     """``config`` with the plan of a data set that is labelled throughout."""
-    found = find_classes(read_dataset(data))
-    plan = make_plan(found, fingerprint(found, list(found.cases), config.data), config.data)
-    return config.model_copy(update={"dataset": data, "plan": plan})
+    found = read_dataset(data)
+    seen = survey(found, [case.name for case in found.cases], config.data)
+    return config.model_copy(update={"dataset": data, "plan": seen.plan})
 
 
 def make_batches(config: Config) -> Batches:
     """The engine's batches of a data set that is labelled throughout."""
     assert config.plan is not None
     assert config.dataset is not None
-    cases = prepare(find_classes(read_dataset(config.dataset)).cases, config.plan)
+    cases = prepare(read_dataset(config.dataset).cases, config.plan)
     return Batches(cases, cases, config.plan.patch, config.train, config.seed, config.plan.spacing)
 
 

@@ -67,7 +67,8 @@ def explain(options: argparse.Namespace, overrides: list[str]) -> None:
     shown = {}
     for row in parse_rows(options.methods):
         config = load_config(options.config, overrides).model_copy(update={"method": row.method})
-        config, split = plan_run(options.dataset, config, options.splits, None)
+        planned = plan_run(options.dataset, config, options.splits, None)
+        config, split = planned.config, planned.split
         every = max(1, config.train.iterations // options.looks)
         chosen = split.unlabeled[:: max(1, len(split.unlabeled) // options.cases)]
         folder = options.out / row.name.replace(":", "-")

@@ -57,12 +57,14 @@ class Section(BaseModel):
 class Normalization(Section):
     """How intensities of one channel become network input.
 
-    ``zscore``: zero mean and unit variance over the volume. ``window``: clip to [low, high], then
-    subtract ``mean`` and divide by ``std``, all in the units of the image (HU for CT). ``none``:
-    the file holds network input already.
+    ``zscore``: zero mean and unit variance over the volume; with ``masked`` over what is not zero
+    in any channel, holes included, and the rest stays zero. ``window``: clip to [low, high], then
+    subtract ``mean`` and divide by ``std``, all in the units of the image (HU for CT). ``minmax``:
+    from 0 to 1 over the volume. ``none``: the file holds network input already.
     """
 
-    scheme: Literal["zscore", "window", "none"] = "zscore"
+    scheme: Literal["zscore", "window", "minmax", "none"] = "zscore"
+    masked: bool = False
     low: float | None = None
     high: float | None = None
     mean: float | None = None
@@ -83,7 +85,7 @@ class DataConfig(Section):
     spacing: Triple | None = None
     modality: Literal["mr", "ct", "normalized"] | None = None
     window: Window | None = None
-    crop: bool = True
+    crop: bool | None = None
     patch: Patch | None = None
 
 

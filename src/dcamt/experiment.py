@@ -7,7 +7,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
@@ -20,11 +20,11 @@ from lightning_fabric import Fabric
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
-from dcamt.data.dataset import find_classes, read_dataset, read_json
+from dcamt.data.dataset import Dataset, read_dataset, read_json
 from dcamt.data.patches import Batches
-from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
+from dcamt.data.survey import survey
 from dcamt.engine import checkpoint
 from dcamt.engine.train import Interrupted, catch_signals, choose_device, make_fabric, train
 from dcamt.errors import InputError, Unwritable
@@ -45,6 +45,21 @@ _WRITTEN = ("log.csv", "tensorboard", "validation")
 _VERSIONS = ("dcamt", "torch", "monai", "lightning-fabric", "numpy", "scipy", "nibabel")
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A run before its first iteration.
+
+    dataset: without what the split hides. ready: its cases, prepared. warnings: what a user should
+    know.
+    """
+
+    config: Config
+    split: Split
+    dataset: Dataset
+    ready: tuple[Prepared, ...]
+    warnings: tuple[str, ...] = ()
+
+
 def train_run(
     dataset: Path | None,
     out: Path,
@@ -62,10 +77,9 @@ def train_run(
     """
     begun = resume and (out / "config.yaml").exists()
     if begun:
-        asked = config
-        config, split = _read_run(out)
-        refuse_changes(asked, config, out)
-        _refuse_other_cases(out, config, split, dataset, splits, labeled)
+        planned = _read_run(out)
+        refuse_changes(config, planned.config, out)
+        _refuse_other_cases(out, planned, dataset, splits, labeled)
     elif dataset is None:
         raise InputError("no data set is named; give its folder")
     else:
@@ -73,30 +87,33 @@ def train_run(
         if resume and not quiet:
             print(f"{out}: nothing to resume there, a new run begins", file=sys.stderr)
         versions = _versions(config)  # before the work: it refuses a device that is not there
-        config, split = plan_run(dataset, config, splits, labeled)
+        planned = plan_run(dataset, config, splits, labeled)
+        for warning in () if quiet else planned.warnings:
+            print(f"warning: {InputError(warning)}", file=sys.stderr)
     with alone(out):
         if not begun:
             _refuse_existing(out, resume)  # another may have begun while this one planned
-            write_text(out / "split.json", json.dumps(asdict(split), indent=1))
+            write_text(out / "split.json", json.dumps(asdict(planned.split), indent=1))
             write_text(out / "versions.json", json.dumps(versions, indent=1))
-            save_config(config, out / "config.yaml")
-        return _train_and_report(out, config, split, resume, quiet)
+            save_config(planned.config, out / "config.yaml")
+        return _train_and_report(out, planned, resume, quiet)
 
 
-def _train_and_report(out: Path, config: Config, split: Split, resume: bool, quiet: bool) -> Path:
+def _train_and_report(out: Path, planned: Planned, resume: bool, quiet: bool) -> Path:
     """Train in a run folder that has its configuration and split."""
+    config = planned.config
     refuse_links(out, _WRITTEN)
     remove_temporary(out)
     if resume and (out / "last.safetensors").exists():
         check_fit(config, out / "last.safetensors")
     fabric = make_fabric(config.device, config.train.precision, config.train.devices)
-    work = partial(_train, config=config, split=split, out=out, resume=resume, quiet=quiet)
+    work = partial(_train, planned=planned, out=out, resume=resume, quiet=quiet)
     if config.train.devices == 1:
         fabric.launch(work)
     else:
         _launch_processes(fabric, work, out)
-    if split.val:
-        _segment_validation(out, split, fabric.device)
+    if planned.split.val:
+        _segment_validation(out, planned, fabric.device)
     write_report(out)
     return out
 
@@ -147,13 +164,11 @@ def _interruptible(work: Callable[[Fabric], None], fabric: Fabric) -> None:
         raise Interrupted(signal.SIGINT) from None
 
 
-def _train(
-    fabric: Fabric, config: Config, split: Split, out: Path, resume: bool, quiet: bool
-) -> None:
+def _train(fabric: Fabric, planned: Planned, out: Path, resume: bool, quiet: bool) -> None:
     """What each process does."""
-    assert config.plan is not None and config.dataset is not None
-    visible = hide_labels(read_dataset(config.dataset), split)
-    ready = {case.name: case for case in prepare(visible.cases, config.plan)}
+    config, split = planned.config, planned.split
+    assert config.plan is not None
+    ready = {case.name: case for case in planned.ready}
     batches = Batches(
         [ready[name] for name in split.labeled],
         [ready[name] for name in split.unlabeled],
@@ -180,14 +195,14 @@ def _train(
     )
 
 
-def _segment_validation(run: Path, split: Split, device: torch.device) -> None:
+def _segment_validation(run: Path, planned: Planned, device: torch.device) -> None:
     """Segment and score the validation cases with the last weights, as ``predict`` would."""
     config, method = load_run(run)
     assert config.dataset is not None and config.plan is not None
-    dataset, folder = read_dataset(config.dataset), run / "validation"
+    dataset, folder = planned.dataset, run / "validation"
     predictor = make_predictor(method, config.plan, device)
     with kept_memory():
-        for name in split.val:
+        for name in planned.split.val:
             predict_case(predictor, config, dataset.case(name).images, folder / f"{name}.nii.gz")
     write_json(evaluate(folder, config.dataset), run / "validation.json")
 
@@ -284,29 +299,32 @@ def plan_run(
     config: Config,
     splits: Path | None,
     labeled: int | Literal["all"] | None,
-) -> tuple[Config, Split]:
-    """The configuration with everything filled in, and the split; writes nothing but the cache.
+) -> Planned:
+    """A run with everything filled in; writes nothing but the cache.
+
 
     Raises InputError for whatever would keep the run from training.
     """
     method = resolve_method(config.method)
     found = read_dataset(dataset)
     split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
-    visible = find_classes(hide_labels(found, split))
-    training = [visible.case(name) for name in (*split.labeled, *split.unlabeled)]
-    _check_enough(split, config)
-    plan = make_plan(visible, fingerprint(visible, training, config.data), config.data)
-    _check_statistics(plan.patch, config)
-    window_overlap(plan.patch, config.predict)  # refuses a stride that skips voxels
+    visible = hide_labels(found, split)
+    training = (*split.labeled, *split.unlabeled)
+    seen = survey(visible, training, config.data, plan=config.plan, keep=True)
+    if seen.plan is None:
+        more = f" ({len(seen.errors)} such problems in all)" if seen.errors[1:] else ""
+        raise InputError(seen.errors[0] + more)
+    _check_statistics(seen.plan.patch, config)
+    window_overlap(seen.plan.patch, config.predict)  # refuses a stride that skips voxels
     config = config.model_copy(
-        update={"dataset": dataset.resolve(), "plan": plan, "method": method}
+        update={"dataset": dataset.resolve(), "plan": seen.plan, "method": method}
     )
-    ready = prepare(visible.cases, plan)
-    _check_classes([case for case in ready if case.name in split.labeled], plan.classes)
-    return config, split
+    ready = prepare(visible.cases, seen.plan, seen.kept)
+    return Planned(config, split, seen.dataset, tuple(ready), tuple(seen.warnings))
 
 
-def _read_run(run: Path) -> tuple[Config, Split]:
+def _read_run(run: Path) -> Planned:
+    """A run that was begun; InputError if its data set has not all that it needs any more."""
     config = load_config(run / "config.yaml")
     if config.plan is None or config.dataset is None:
         raise InputError(f"{run}/config.yaml: has no plan or no data set; start a new run")
@@ -314,25 +332,28 @@ def _read_run(run: Path) -> tuple[Config, Split]:
         raise InputError(
             f"{run}: its data set {config.dataset} is not there any more; put it or a link back"
         )
+    dataset = read_dataset(config.dataset)
+    labels = {case.name: case.label for case in dataset.cases}
+    values = read_json(run / "split.json")
+    lists = {key: tuple(names) for key, names in values.items() if isinstance(names, list)}
     try:
-        values = read_json(run / "split.json")
-        lists = {key: tuple(names) for key, names in values.items() if isinstance(names, list)}
         split = Split(**lists)
-        known = {case.name: case for case in read_dataset(config.dataset).cases}
-        if lists.keys() == values.keys() and known.keys() >= {*chain(*lists.values())}:
-            for name in (*split.labeled, *split.val, *split.test):
-                if known[name].label is None:
-                    raise InputError(
-                        f"{config.dataset}: case {name} has lost its label, which the run began "
-                        "with; put it back, or start a new run"
-                    )
-            return config, split
+        whole = lists.keys() == values.keys() and labels.keys() >= {*chain(*lists.values())}
     except TypeError:  # other lists, or what no list of names holds
-        pass
-    raise InputError(
-        f"{run}/split.json: is broken or names cases that {config.dataset} does not have; start a "
-        "new run"
-    )
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{run}/split.json: is broken or names cases that {config.dataset} does not have; "
+            "start a new run"
+        )
+    for name in (*split.labeled, *split.val, *split.test):
+        if labels[name] is None:
+            raise InputError(
+                f"{config.dataset}: case {name} has lost its label, which the run began with; put "
+                "it back, or start a new run"
+            )
+    visible = hide_labels(dataset, split)
+    return Planned(config, split, visible, tuple(prepare(visible.cases, config.plan)))
 
 
 def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
@@ -360,13 +381,13 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
 
 def _refuse_other_cases(
     run: Path,
-    kept: Config,
-    split: Split,
+    planned: Planned,
     dataset: Path | None,
     splits: Path | None,
     labeled: int | Literal["all"] | None,
 ) -> None:
     """InputError if a run is to go on with another data set, or with other cases of it."""
+    kept, split = planned.config, planned.split
     assert kept.dataset is not None
     if dataset is not None and not (dataset.exists() and dataset.samefile(kept.dataset)):
         raise InputError(
@@ -389,18 +410,6 @@ def _refuse_other_cases(
         )
 
 
-def _check_enough(split: Split, config: Config) -> None:
-    for have, want, key in (
-        (len(split.labeled), config.train.labeled_batch, "labeled"),
-        (len(split.unlabeled or split.labeled), config.train.unlabeled_batch, "unlabeled"),
-    ):
-        if have < want:
-            raise InputError(
-                f"{have} {key} case(s) for train.{key}_batch = {want}; add cases or set "
-                f"train.{key}_batch={have}"
-            )
-
-
 def _check_statistics(patch: tuple[int, int, int], config: Config) -> None:
     """InputError if a batch is one bottleneck voxel: batch norm cannot take its variance."""
     for key in ("labeled_batch", "unlabeled_batch"):
@@ -409,19 +418,6 @@ def _check_statistics(patch: tuple[int, int, int], config: Config) -> None:
                 f"train.{key} = 1 with data.patch = {list(patch)} gives batch norm one value; "
                 f"set train.{key}=2 or a larger data.patch"
             )
-
-
-def _check_classes(cases: list[Prepared], classes: tuple[str, ...]) -> None:
-    """InputError if a class is in no labelled training case: nothing could learn it."""
-    present: set[int] = set()
-    for case in cases:
-        present.update(np.unique(case.label).tolist())
-    absent = [name for k, name in enumerate(classes) if k > 0 and k not in present]
-    if absent:
-        raise InputError(
-            f"no labelled training case shows the class(es) {', '.join(absent)}; label one that "
-            "does, or take the class out of dataset.json"
-        )
 
 
 def _versions(config: Config) -> dict[str, str]:

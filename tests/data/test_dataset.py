@@ -9,17 +9,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from dcamt.config import DataConfig
 from dcamt.data.dataset import (
     Case,
     Dataset,
     check_label_values,
     classes_from_values,
-    find_classes,
     read_dataset,
     scan_dataset,
 )
 from dcamt.data.split import Split, choose_split, hide_labels
-from dcamt.data.volume import Volume
+from dcamt.data.survey import Survey, survey
 from dcamt.errors import InputError
 
 MSD = {"name": "Toy", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}}
@@ -162,7 +162,7 @@ def test_real_data_of_the_literature(real_data: Path) -> None:
         pytest.skip("left_atrium_h5 is absent from the real volumes")
     dataset = read_dataset(root)
     assert len(dataset.cases) == 2
-    assert find_classes(dataset).classes == ("background", "class_1")
+    assert looked_at(dataset).dataset.classes == ("background", "class_1")
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "/tmp/x", "a\nb", ".x"])
@@ -495,19 +495,22 @@ def plain(root: Path, **values: list[int]) -> Dataset:
     return read_dataset(root)
 
 
+def looked_at(dataset: Dataset) -> Survey:
+    return survey(dataset, [case.name for case in dataset.cases], DataConfig())
+
+
 def test_classes_of_the_plain_layout(tmp_path: Path) -> None:
-    dataset = find_classes(plain(tmp_path, a=[0, 1], b=[0, 2]))
-    assert dataset.classes == ("background", "class_1", "class_2")
-    assert find_classes(dataset) is dataset
+    seen = looked_at(plain(tmp_path, a=[0, 1], b=[0, 2]))
+    assert seen.dataset.classes == ("background", "class_1", "class_2")
+    assert not seen.errors
 
 
 @pytest.mark.parametrize("values", [[0, 1, 3], [1, 2], [0, 0], [0, 255]])
 def test_values_that_are_no_classes(tmp_path: Path, values: list[int]) -> None:
     found = sorted(set(values))
-    with pytest.raises(InputError) as error:
-        find_classes(plain(tmp_path, a=values))
-    assert f"hold the values {found}" in str(error.value)
-    assert "remap them, or declare the classes in a dataset.json" in str(error.value)
+    (error,) = looked_at(plain(tmp_path, a=values)).errors
+    assert f"hold the values {found}" in error
+    assert "remap them, or declare the classes in a dataset.json" in error
 
 
 def test_hidden_labels_are_never_opened(tmp_path: Path) -> None:
@@ -516,21 +519,21 @@ def test_hidden_labels_are_never_opened(tmp_path: Path) -> None:
         (tmp_path / f"labels/{name}.nii.gz").write_bytes(b"poison")
     path = splits(tmp_path, labeled=["a"], unlabeled=["b"], val=["c"], test=["d"])
     split = choose_split(dataset, path, None, 0, 0.2)
-    assert find_classes(hide_labels(dataset, split)).classes == ("background", "class_1")
-    with pytest.raises(InputError, match=r"b\.nii\.gz: cannot be read"):  # the poison works
-        find_classes(dataset)
+    seen = looked_at(hide_labels(dataset, split))
+    assert (seen.dataset.classes, seen.errors) == (("background", "class_1"), [])
+    assert "b.nii.gz: cannot be read" in looked_at(dataset).errors[0]  # the poison works
 
 
 def test_label_values() -> None:
-    label = Volume(np.array([0, 1, 3], np.int16).reshape(3, 1, 1), np.eye(4))
-    check_label_values(label, classes=4, ignore=None, path=Path("a"))
-    check_label_values(label, classes=2, ignore=3, path=Path("a"))
+    values = [0, 1, 3]
+    check_label_values(values, classes=4, ignore=None, path=Path("a"))
+    check_label_values(values, classes=2, ignore=3, path=Path("a"))
     with pytest.raises(
         InputError, match=r"a: the label holds 3, but the data set declares 0 to 2;"
     ):
-        check_label_values(label, classes=3, ignore=None, path=Path("a"))
+        check_label_values(values, classes=3, ignore=None, path=Path("a"))
     with pytest.raises(InputError, match=r"holds 1, 3, but .* declares 0 to 0 and 2 \(ignore\)"):
-        check_label_values(label, classes=1, ignore=2, path=Path("a"))
+        check_label_values(values, classes=1, ignore=2, path=Path("a"))
 
 
 @pytest.mark.parametrize(

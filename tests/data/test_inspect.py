@@ -119,7 +119,7 @@ def test_every_problem_is_found(root: Path) -> None:
     for error, part in zip(inspection.errors, expected, strict=True):
         assert part in error
     (warning,) = inspection.warnings
-    assert "no labelled case shows class 2 (tumour)" in warning
+    assert "no labelled training case shows class 2 (tumour)" in warning
     text = shown(inspection)
     assert text.count("error: ") == len(expected)
     assert "not declared" in text

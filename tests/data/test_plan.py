@@ -1,28 +1,34 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dcamt.config import DataConfig
-from dcamt.data.dataset import Dataset, find_classes, read_dataset
-from dcamt.data.plan import (
-    PATCH_VOXELS,
-    Fingerprint,
-    fingerprint,
-    make_plan,
-    plan_patch,
-    plan_spacing,
-)
+from dcamt.data.dataset import Dataset, read_dataset
+from dcamt.data.plan import PATCH_VOXELS, Fingerprint, make_plan, plan_patch, plan_spacing
 from dcamt.data.split import choose_split, hide_labels
+from dcamt.data.survey import fingerprint, survey
 from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import InputError
 
 
-def found(spacings, shapes=None, foreground=None):
+def found(spacings, shapes=None, foreground=None, lost=0, inside=1.0):
     spacings = np.array(spacings, float)
     shapes = np.full(spacings.shape, 64) if shapes is None else np.array(shapes)
     foreground = np.zeros((0, 1), np.float32) if foreground is None else foreground
-    return Fingerprint(shapes, spacings, np.asarray(foreground, np.float32))
+    share = np.full(len(spacings), inside)
+    values = np.asarray(foreground, np.float32)
+    return Fingerprint(shapes + 32, shapes, spacings, share, lost, values)
+
+
+def look_at(dataset, cases, data=None):
+    """The fingerprint of ``cases``; InputError for the first of their errors."""
+    dataset = replace(dataset, cases=tuple(cases))
+    seen = survey(dataset, [case.name for case in cases], data or DataConfig())
+    if seen.errors:
+        raise InputError(seen.errors[0])
+    return fingerprint(seen.looks)
 
 
 def dataset_of(tmp_path, channels=("MR",), ignore=None, classes=("background", "organ")):
@@ -33,7 +39,8 @@ def labelled(root):
     """The data set as training sees it, and its training cases."""
     full = read_dataset(root)
     split = choose_split(full, root / "splits.json", None, 0, 0.2)
-    visible = find_classes(hide_labels(full, split))
+    visible = hide_labels(full, split)
+    visible = survey(visible, split.labeled, DataConfig()).dataset
     return visible, [visible.case(n) for n in (*split.labeled, *split.unlabeled)], split
 
 
@@ -155,14 +162,14 @@ def test_the_fingerprint_measures_cropped_and_turned_images(tmp_path):
     array[5:8, 4:6, 3:5] = 9
     write_volume(root / "images" / "a.nii.gz", array, affine)
     write_volume(root / "labels" / "a.nii.gz", label, affine)
-    data = find_classes(read_dataset(root))
-    seen = fingerprint(data, data.cases, DataConfig())
+    data = read_dataset(root)
+    seen = look_at(data, data.cases, DataConfig())
     np.testing.assert_array_equal(seen.shapes, [[9, 16, 6]])  # R, A, S
     np.testing.assert_allclose(seen.spacings, [[3, 1, 2]])
     assert (seen.foreground == 9).all()
     assert len(seen.foreground) == 12
-    whole = fingerprint(data, data.cases, DataConfig(crop=False))
-    np.testing.assert_array_equal(whole.shapes, [[10, 20, 12]])
+    np.testing.assert_array_equal(seen.whole, [[10, 20, 12]])
+    assert seen.inside == pytest.approx([(array != 0).mean()])
 
 
 def test_ignored_voxels_do_not_enter_the_foreground(tmp_path):
@@ -173,7 +180,7 @@ def test_ignored_voxels_do_not_enter_the_foreground(tmp_path):
     write_volume(tmp_path / "labels" / "a.nii.gz", label, np.eye(4))
     case = read_dataset(tmp_path).cases[0]
     declared = dataset_of(tmp_path, ("image",), ignore=2)
-    assert set(fingerprint(declared, [case], DataConfig()).foreground.ravel()) == {50}
+    assert set(look_at(declared, [case], DataConfig()).foreground.ravel()) == {50}
 
 
 def test_hidden_labels_are_not_opened(tmp_path, phantoms):
@@ -188,7 +195,7 @@ def test_hidden_labels_are_not_opened(tmp_path, phantoms):
     plans, prints = [], []
     for root in (phantoms, poisoned):
         visible, cases, _ = labelled(root)
-        prints.append(fingerprint(visible, cases, data))
+        prints.append(look_at(visible, cases, data))
         plans.append(make_plan(visible, prints[-1], data))
     assert plans[0] == plans[1]
     for field in ("shapes", "spacings", "foreground"):
@@ -197,7 +204,7 @@ def test_hidden_labels_are_not_opened(tmp_path, phantoms):
 
 def test_every_labelled_case_has_its_share_of_the_foreground(phantoms):
     visible, cases, split = labelled(phantoms)
-    seen = fingerprint(visible, cases, DataConfig(modality="ct"))
+    seen = look_at(visible, cases, DataConfig(modality="ct"))
     for name in split.labeled:
         case = visible.case(name)
         values = read_image(case.images).array[0][read_label(case.label).array > 0]
@@ -209,11 +216,11 @@ def test_a_label_on_another_grid_is_refused_before_planning(tmp_path):
     write_volume(tmp_path / "labels" / "a.nii.gz", np.ones((8, 8, 7), np.int16), np.eye(4))
     case = read_dataset(tmp_path).cases[0]
     with pytest.raises(InputError, match=r"a\.nii\.gz"):
-        fingerprint(dataset_of(tmp_path, ("image",)), [case], DataConfig())
+        look_at(dataset_of(tmp_path, ("image",)), [case], DataConfig())
 
 
 def test_an_image_with_other_channels_is_refused(tmp_path):
     write_volume(tmp_path / "images" / "a.nii.gz", np.ones((8, 8, 8), np.float32), np.eye(4))
     case = read_dataset(tmp_path).cases[0]
     with pytest.raises(InputError, match="channel"):
-        fingerprint(dataset_of(tmp_path, ("T1", "T2")), [case], DataConfig())
+        look_at(dataset_of(tmp_path, ("T1", "T2")), [case], DataConfig())

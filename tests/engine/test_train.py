@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 
 from dcamt import methods
 from dcamt.config import TrainConfig, load_config
-from dcamt.data.dataset import find_classes, read_dataset
+from dcamt.data.dataset import read_dataset
 from dcamt.data.patches import Batches
-from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import prepare
 from dcamt.data.split import choose_split, hide_labels
+from dcamt.data.survey import survey
 from dcamt.engine import checkpoint
 from dcamt.engine.train import (
     Interrupted,
@@ -57,9 +57,9 @@ def ready(phantoms):
     """Prepared phantoms: plan, labelled and unlabelled cases."""
     full = read_dataset(phantoms)
     split = choose_split(full, phantoms / "splits.json", None, 0, 0.2)
-    data = find_classes(hide_labels(full, split))
+    data = hide_labels(full, split)
     config = load_config(None, ["data.patch=[16,16,16]"])
-    plan = make_plan(data, fingerprint(data, data.cases, config.data), config.data)
+    plan = survey(data, [case.name for case in data.cases], config.data).plan
     cases = {case.name: case for case in prepare(data.cases, plan)}
     return plan, [cases[n] for n in split.labeled], [cases[n] for n in split.unlabeled]
 

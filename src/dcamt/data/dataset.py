@@ -22,11 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dcamt.config import MOST_CLASSES
 from dcamt.data.formats import FORMATS, dicom, file_stem, hdf5
-from dcamt.data.volume import Volume, read_label
 from dcamt.errors import InputError
 from dcamt.files import read_text
 
@@ -55,7 +52,7 @@ class Case:
 class Dataset:
     """What a data set declares, and its cases sorted by name.
 
-    classes: names by label value, the first is background; () while unknown (see find_classes).
+    classes: names by label value, the first is background; () while unknown (see survey).
     ignore: label value of voxels that nobody annotated.
     """
 
@@ -215,30 +212,15 @@ def case_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def check_label_values(label: Volume, classes: int, ignore: int | None, path: Path) -> None:
-    """Raise InputError for label values outside 0 ... classes - 1 and the ignore value."""
-    unknown = [v for v in np.unique(label.array).tolist() if v >= classes and v != ignore]
+def check_label_values(values: Iterable[int], classes: int, ignore: int | None, path: Path) -> None:
+    """Raise InputError for values of a label outside 0 ... classes - 1 and the ignore value."""
+    unknown = sorted(value for value in values if value >= classes and value != ignore)
     if unknown:
         raise InputError(
             f"{path}: the label holds {', '.join(map(str, unknown[:10]))}, but the data set "
             f"declares 0 to {classes - 1}{'' if ignore is None else f' and {ignore} (ignore)'}; "
             "remap the label or declare the class in dataset.json"
         )
-
-
-def find_classes(dataset: Dataset) -> Dataset:
-    """Fill in classes that dataset.json does not declare, from the values of the labels.
-
-    Opens only labels that the data set still has: call hide_labels first. Raises InputError if
-    the values are not 0, 1, 2, ...
-    """
-    if dataset.classes:
-        return dataset
-    values: set[int] = set()
-    for case in dataset.cases:
-        if case.label is not None:
-            values.update(np.unique(read_label(case.label).array).tolist())
-    return replace(dataset, classes=classes_from_values(values, dataset.root))
 
 
 def classes_from_values(values: Iterable[int], root: Path) -> tuple[str, ...]:

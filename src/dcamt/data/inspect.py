@@ -1,8 +1,7 @@
-"""Look over a data set before training: what it holds, and everything that is wrong with it."""
+"""`dcamt inspect`: what a data set holds, and everything that is wrong with it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dcamt.data.dataset import Case, Dataset, check_label_values, classes_from_values, scan_dataset
+from dcamt.config import DataConfig
+from dcamt.data.dataset import Dataset, scan_dataset
 from dcamt.data.split import choose_split, hide_labels
-from dcamt.data.volume import Volume, check_channels, check_same_grid, read_image, read_label
-from dcamt.errors import InputError
+from dcamt.data.survey import Intensity, Look, survey
 
-ANISOTROPY_LIMIT = 3.0
-SPACING_LIMITS = (0.01, 50.0)  # mm
 SHOWN_CASES = 20
 USES = ("labelled", "unlabelled", "validation")
-GEOMETRY_LOST = (
-    "spacing 1 x 1 x 1 mm and origin 0, as in files whose geometry was lost; compare the spacing "
-    "with the source's, or distances in mm will be wrong"
-)
-
-Notes = dict[str, list[str]]  # remark -> names of the cases it applies to
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """Intensities of one channel of one case, in the file's own unit."""
-
-    minimum: float
-    percentile_1: float
-    mean: float
-    percentile_99: float
-    maximum: float
 
 
 @dataclass(frozen=True)
@@ -94,32 +74,18 @@ def inspect(root: Path, splits: Path | None = None) -> Inspection:
     if splits is not None:
         split = choose_split(dataset, splits, labeled=None, seed=0, val_fraction=0)
         dataset, validation = hide_labels(dataset, split), split.val
-    notes: Notes = {}
+    training = [case.name for case in dataset.cases if case.name not in validation]
+    found = survey(dataset, training, DataConfig(), intensities=True)
     cases = []
-    for case in dataset.cases:
+    for case, look in zip(dataset.cases, found.looks, strict=True):
         use = "unlabelled" if case.label is None else "labelled"
-        use = "validation" if case.name in validation else use
-        cases.append(_summarise(dataset, case, use, errors, notes))
-    lost = notes.get(GEOMETRY_LOST, [])
-    if any(case.spacing == (1, 1, 1) and case.name not in lost for case in cases):
-        notes.pop(GEOMETRY_LOST, None)  # 1 mm with a real origin: the spacing is genuine
-    if all(case.label is None for case in dataset.cases):
-        errors.append(f"{root}: no case has a label file; training needs at least one")
-    elif not dataset.classes:
-        with _collecting(errors):
-            values = {value for case in cases for value in case.label_voxels or ()}
-            dataset = replace(dataset, classes=classes_from_values(values, root))
-    warnings = [
-        f"{_names(names)} ({len(names)} of {len(cases)} cases): {remark}"
-        for remark, names in notes.items()
-    ]
-    warnings += [
-        f"{root}: no labelled case shows class {value} ({name}), so it cannot be learnt; label "
-        "one that does"
-        for value, name in enumerate(dataset.classes)
-        if not any(_shows(case, value) for case in cases if case.use == "labelled")
-    ]
-    return Inspection(dataset, tuple(cases), errors, warnings)
+        cases.append(_summary(look, "validation" if case.name in validation else use))
+    return Inspection(found.dataset, tuple(cases), errors + found.errors, found.warnings)
+
+
+def _summary(look: Look, use: str) -> CaseSummary:
+    size, spacing = (look.grid.size, look.grid.spacing) if look.grid else (None, None)
+    return CaseSummary(look.name, use, size, spacing, look.intensities, look.label_voxels)
 
 
 def render(inspection: Inspection, all_cases: bool = False) -> RenderableType:
@@ -134,67 +100,6 @@ def render(inspection: Inspection, all_cases: bool = False) -> RenderableType:
         _case_table(cases, len(cases) if all_cases else SHOWN_CASES),
         _problem_list(inspection),
     )
-
-
-def _summarise(
-    dataset: Dataset, case: Case, use: str, errors: list[str], notes: Notes
-) -> CaseSummary:
-    image: Volume | None = None
-    label: Volume | None = None
-    with _collecting(errors):
-        image = read_image(case.images)
-        check_channels(image, dataset.channels, case.images[0])
-    if case.label is not None:
-        with _collecting(errors):
-            label = read_label(case.label)
-            if dataset.classes:
-                check_label_values(label, len(dataset.classes), dataset.ignore, case.label)
-        with _collecting(errors):
-            if image is not None and label is not None:
-                check_same_grid(image, label, case.images[0], case.label)
-    for remark in _remarks(image, label):
-        notes.setdefault(remark, []).append(case.name)
-    found = None
-    if label is not None:
-        values, voxels = np.unique(label.array, return_counts=True)
-        found = dict(zip(values.tolist(), voxels.tolist(), strict=True))
-    return CaseSummary(
-        case.name,
-        use,
-        size=image.shape if image else None,
-        spacing=image.spacing if image else None,
-        intensities=tuple(map(_intensity, image.array)) if image else (),
-        label_voxels=found,
-    )
-
-
-def _remarks(image: Volume | None, label: Volume | None) -> Iterator[str]:
-    """What is odd about a case that can be read."""
-    if image is not None:
-        if max(image.spacing) > ANISOTROPY_LIMIT * min(image.spacing):
-            yield (
-                f"voxels are more than {ANISOTROPY_LIMIT:g} times longer along one axis than along "
-                "another; check that the network's spacing and patch suit that"
-            )
-        if min(image.spacing) < SPACING_LIMITS[0] or max(image.spacing) > SPACING_LIMITS[1]:
-            low, high = SPACING_LIMITS
-            yield f"the voxel spacing lies outside {low:g} to {high:g} mm; check the stored unit"
-        if np.array_equal(np.abs(image.affine), np.eye(4)):
-            yield GEOMETRY_LOST
-        if any(channel.min() == channel.max() for channel in image.array):
-            yield "all intensities of a channel are equal; export the image again"
-    if label is not None and not label.array.any():
-        yield "the label holds background only; check that it was saved"
-
-
-def _intensity(channel: np.ndarray[Any, np.dtype[Any]]) -> Intensity:
-    low, high = np.percentile(channel, (1, 99)).tolist()
-    mean = float(channel.mean(dtype=np.float64))
-    return Intensity(float(channel.min()), low, mean, high, float(channel.max()))
-
-
-def _shows(case: CaseSummary, value: int) -> bool:
-    return case.label_voxels is not None and value in case.label_voxels
 
 
 def _grid_table(cases: Sequence[CaseSummary]) -> Table:
@@ -281,15 +186,3 @@ def _number(value: float) -> str:
 
 def _list(values: Any) -> str:
     return ", ".join(map(str, values))
-
-
-def _names(names: Sequence[str]) -> str:
-    return _list(names[:3]) + (", ..." if names[3:] else "")
-
-
-@contextmanager
-def _collecting(errors: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        errors.append(str(error))

@@ -4,17 +4,13 @@ Isensee et al., "nnU-Net", Nature Methods 2021. Only images and the labels of la
 cases are looked at.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcamt.config import DataConfig, Normalization, Plan
-from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, Dataset, check_label_values
-from dcamt.data.space import place, spacing_along
-from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
+from dcamt.data.dataset import Dataset
 from dcamt.errors import InputError
 from dcamt.networks.vnet import STRIDE
 
@@ -24,59 +20,71 @@ PATCH_VOXELS = 112 * 112 * 80
 ANISOTROPIC = 3.0
 """An axis is coarse when its spacing is this many times the finest one's."""
 
+MASKED = 3 / 4
+"""Scans are masked (skull-stripped, say) where less than this share of them is not zero."""
 
-@dataclass(frozen=True)
+MEANINGS = {
+    "ct": "ct",
+    "nonorm": "none",
+    "zscore": "zscore",
+    "rescale_to_0_1": "minmax",
+    "rgb_to_0_1": "rgb",
+}
+"""Channel names, in small letters, that say how to normalise; nnU-Net's."""
+
+
+@dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What planning needs of the training images; one row a case."""
+    """What planning needs of the N training images, with M labelled voxels of C channels."""
 
-    shapes: NDArray[np.int64]  # (N, 3) voxels of the cropped, reoriented images
+    whole: NDArray[np.int64]  # (N, 3) voxels of the reoriented images
+    shapes: NDArray[np.int64]  # (N, 3) voxels of their content: the box of what is not zero
     spacings: NDArray[np.float64]  # (N, 3) mm
-    foreground: NDArray[np.float32]  # (M, C) intensities of labelled foreground voxels
-
-
-def fingerprint(dataset: Dataset, cases: Sequence[Case], data: DataConfig) -> Fingerprint:
-    """Read every training image once; labels only where the case still has one."""
-
-    def look(case: Case) -> tuple[tuple[int, ...], tuple[float, ...], NDArray[np.float32]]:
-        image = read_image(case.images)
-        check_channels(image, dataset.channels, case.images[0])
-        _, placement = place(image, data.orientation, data.crop)
-        voxels = np.empty((0, len(image.array)), np.float32)
-        if case.label is not None:
-            label = read_label(case.label)
-            check_same_grid(image, label, case.images[0], case.label)
-            check_label_values(label, len(dataset.classes), dataset.ignore, case.label)
-            annotated = (label.array > 0) & (label.array < len(dataset.classes))
-            chosen = image.array[:, annotated].T
-            # A fixed thinning keeps every case's share of the statistics bounded.
-            voxels = chosen[:: max(1, len(chosen) // 10_000)].astype(np.float32)
-        return placement.cropped, spacing_along(image, placement), voxels
-
-    with ThreadPoolExecutor(VOLUMES_AT_ONCE) as pool:
-        shapes, spacings, voxels = zip(*pool.map(look, cases), strict=True)
-    return Fingerprint(np.array(shapes), np.array(spacings), np.concatenate(voxels))
+    inside: NDArray[np.float64]  # (N,) share of the voxels that are not zero
+    lost: int  # labelled voxels outside the content
+    foreground: NDArray[np.float32]  # (M, C) intensities of labelled voxels
 
 
 def make_plan(dataset: Dataset, found: Fingerprint, data: DataConfig) -> Plan:
     """The plan; whatever ``data`` sets wins over what the fingerprint suggests."""
     spacing = data.spacing or plan_spacing(found)
-    shape = np.median(found.shapes * found.spacings / np.array(spacing), axis=0)
-    patch = data.patch or plan_patch(shape)
+    crop = found.lost == 0 if data.crop is None else data.crop
+    shapes = found.shapes if crop else found.whole
+    patch = data.patch or plan_patch(np.median(shapes * found.spacings / np.array(spacing), axis=0))
     if any(size % STRIDE for size in patch):
         raise InputError(f"data.patch = {list(patch)}: every side must be a multiple of {STRIDE}")
+    masked = bool(np.median(found.inside) < MASKED)
     return Plan(
         channels=dataset.channels,
         classes=dataset.classes,
         ignore=dataset.ignore,
         orientation=data.orientation,
         spacing=spacing,
-        crop=data.crop,
+        crop=crop,
         normalization=tuple(
-            _normalization(name, found.foreground[:, channel], data)
+            _normalization(name, found.foreground[:, channel], masked, data)
             for channel, name in enumerate(dataset.channels)
         ),
         patch=patch,
     )
+
+
+def check_plan(plan: Plan, dataset: Dataset) -> None:
+    """InputError unless ``plan``, which may come from another data set, fits this one."""
+    for what, ours, theirs in (
+        ("channels", dataset.channels, plan.channels),
+        ("classes", dataset.classes, plan.classes),
+    ):
+        if len(ours) != len(theirs):
+            raise InputError(
+                f"{dataset.root}: has {len(ours)} {what} ({', '.join(ours)}), but the plan is made "
+                f"for {len(theirs)} ({', '.join(theirs)}); give another plan, or none"
+            )
+    if dataset.ignore != plan.ignore:
+        raise InputError(
+            f"{dataset.root}: ignores the label {dataset.ignore}, but the plan {plan.ignore}; give "
+            "another plan, or none"
+        )
 
 
 def plan_spacing(found: Fingerprint) -> tuple[float, float, float]:
@@ -100,16 +108,25 @@ def plan_patch(shape: NDArray[np.float64]) -> tuple[int, int, int]:
     return patch[0], patch[1], patch[2]
 
 
-def _normalization(channel: str, values: NDArray[np.float32], data: DataConfig) -> Normalization:
-    """CT: clip and scale by the labelled foreground. Everything else: z-score per volume.
+def _normalization(
+    channel: str, values: NDArray[np.float32], masked: bool, data: DataConfig
+) -> Normalization:
+    """By ``data.modality``, else by the channel's name as nnU-Net reads it, else z-score per scan.
 
-    Intensities that are declared normalized stay as they are.
+    CT: clip and scale by the labelled foreground.
     """
-    if data.modality == "normalized":
+    named = MEANINGS.get(channel.strip().lower(), "zscore")
+    chosen = {"mr": "zscore", "ct": "ct", "normalized": "none", None: named}[data.modality]
+    if data.window is not None and chosen == "zscore":
+        chosen = "ct"
+    if chosen == "none":
         return Normalization(scheme="none")
-    modality = data.modality or ("ct" if channel.strip().lower() == "ct" else "mr")
-    if modality == "mr" and data.window is None:
-        return Normalization()
+    if chosen == "minmax":
+        return Normalization(scheme="minmax")
+    if chosen == "rgb":
+        return Normalization(scheme="window", low=0, high=255, mean=0, std=255)
+    if chosen == "zscore":
+        return Normalization(masked=masked)
     if len(values) == 0:
         raise InputError("no labelled case shows a foreground voxel; label one before planning")
     low, high = data.window or (float(q) for q in np.percentile(values, (0.5, 99.5)))

@@ -22,6 +22,7 @@ from dcamt.config import Plan
 from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, check_label_values
 from dcamt.data.formats import parts_of
 from dcamt.data.space import label_to_network, to_network
+from dcamt.data.survey import Volumes
 from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.files import atomic, remove_abandoned
@@ -59,17 +60,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DCAMT_CACHE") or Path(home) / "dcamt")
 
 
-def prepare(cases: Sequence[Case], plan: Plan) -> list[Prepared]:
+def prepare(
+    cases: Sequence[Case], plan: Plan, read: dict[str, Volumes] | None = None
+) -> list[Prepared]:
     """Prepare every case that the cache does not hold yet.
 
+    ``read`` holds images and labels, by case, that are in memory already; they are taken out of it.
     Raises InputError for files that cannot be used and for labels that do not fit their image.
     """
     remove_abandoned(cache_folder())
+    waiting = read if read is not None else {}
     with ThreadPoolExecutor(VOLUMES_AT_ONCE) as pool:
-        return list(pool.map(lambda case: _prepare(case, plan), cases))
+        return list(pool.map(lambda case: _prepare(case, plan, waiting), cases))
 
 
-def _prepare(case: Case, plan: Plan) -> Prepared:
+def _prepare(case: Case, plan: Plan, waiting: dict[str, Volumes]) -> Prepared:
+    volumes = waiting.pop(case.name, None)
     image_path = cache_folder() / f"{_key(plan, case.images)}.image.npy"
     label_path = None
     if case.label is not None:
@@ -77,16 +83,25 @@ def _prepare(case: Case, plan: Plan) -> Prepared:
     done = Prepared(case.name, image_path, label_path)
     if _usable(image_path) and (label_path is None or _usable(label_path)):
         return done
-    image = read_image(case.images)
-    check_channels(image, plan.channels, case.images[0])
+    image, label = volumes or read_case(case, plan.channels)
     array, placement = to_network(image, plan)
     _save(image_path, array)
-    if case.label is not None and label_path is not None:
-        label = read_label(case.label)
-        check_same_grid(image, label, case.images[0], case.label)
-        check_label_values(label, len(plan.classes), plan.ignore, case.label)
+    if label is not None and case.label is not None and label_path is not None:
+        values = np.unique(label.array).tolist()
+        check_label_values(values, len(plan.classes), plan.ignore, case.label)
         _save(label_path, label_to_network(label, placement, plan))
     return done
+
+
+def read_case(case: Case, channels: Sequence[str]) -> Volumes:
+    """Image and label of a case; InputError if they cannot be read or do not belong together."""
+    image = read_image(case.images)
+    check_channels(image, channels, case.images[0])
+    if case.label is None:
+        return image, None
+    label = read_label(case.label)
+    check_same_grid(image, label, case.images[0], case.label)
+    return image, label
 
 
 def _key(plan: Plan, files: Sequence[Path]) -> str:

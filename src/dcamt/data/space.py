@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from nibabel import orientations
 from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
 
 from dcamt.config import Normalization, Plan
 from dcamt.data.volume import Volume
@@ -53,6 +54,13 @@ def place(image: Volume, orientation: str, crop: bool) -> tuple[Array, Placement
     return array, Placement(image.shape, image.affine, axes, box, cropped)
 
 
+def labels_outside(label: Volume, placement: Placement) -> int:
+    """Labelled voxels of a label on the scan's grid that the crop leaves out."""
+    array = _reorient(label.array[None], placement.axes)[0]
+    kept = array[placement.box]
+    return int(np.count_nonzero(array)) - int(np.count_nonzero(kept))
+
+
 def spacing_along(image: Volume, placement: Placement) -> tuple[float, float, float]:
     """Voxel size in mm along the prepared axes."""
     spacing = [0.0, 0.0, 0.0]
@@ -64,12 +72,16 @@ def spacing_along(image: Volume, placement: Placement) -> tuple[float, float, fl
 def to_network(image: Volume, plan: Plan) -> tuple[NDArray[np.float32], Placement]:
     """A scan as the network sees it, ``(C, x, y, z)`` float32 at ``plan.spacing``."""
     array, placement = place(image, plan.orientation, plan.crop)
-    shape = _resampled_shape(placement.cropped, spacing_along(image, placement), plan)
+    shape = resampled_shape(placement.cropped, spacing_along(image, placement), plan)
+    inside: NDArray[np.bool_] | None = None
+    if any(how.masked for how in plan.normalization):
+        filled = binary_fill_holes((array != 0).any(0)).astype(np.float32)
+        inside = (_resample(torch.from_numpy(filled)[None], shape)[0] >= 0.5).numpy()
     resampled = _resample(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), shape)
     del array
     prepared = np.empty(resampled.shape, np.float32)
     for target, channel, how in zip(prepared, resampled.numpy(), plan.normalization, strict=True):
-        target[...] = normalize(channel, how)
+        target[...] = normalize(channel, how, inside)
     return prepared, placement
 
 
@@ -78,7 +90,7 @@ def label_to_network(label: Volume, placement: Placement, plan: Plan) -> NDArray
     array = _reorient(label.array[None], placement.axes)[0][placement.box].astype(np.int16)
     if plan.ignore is not None:
         array[array == plan.ignore] = IGNORE
-    shape = _resampled_shape(placement.cropped, spacing_along(label, placement), plan)
+    shape = resampled_shape(placement.cropped, spacing_along(label, placement), plan)
     if shape == array.shape:
         return array.astype(np.int8)
     values = np.unique(array)
@@ -102,16 +114,29 @@ def restore(values: torch.Tensor, placement: Placement) -> NDArray[np.float32]:
     return _reorient(full, _inverse(placement.axes))
 
 
-def normalize(channel: Array, how: Normalization) -> NDArray[np.float32]:
-    """Apply one channel's Normalization; a constant image becomes zeros."""
+def normalize(
+    channel: Array, how: Normalization, inside: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """Apply one channel's Normalization; a constant image becomes zeros.
+
+    ``inside`` tells the voxels that count where the Normalization is masked.
+    """
     values: NDArray[np.float32] = channel.astype(np.float32)
     if how.scheme == "none":
         return values
     if how.scheme == "window":
         values = np.clip(values, how.low, how.high)
         return ((values - np.float32(how.mean)) / np.float32(how.std)).astype(np.float32)
-    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    return ((values - mean) / max(std, 1e-8)).astype(np.float32)
+    if how.scheme == "minmax":
+        low, high = float(values.min()), float(values.max())
+        return ((values - low) / max(high - low, 1e-8)).astype(np.float32)
+    masked = how.masked and inside is not None and bool(inside.any())
+    counted = values[inside] if masked else values
+    mean, std = float(counted.mean(dtype=np.float64)), float(counted.std(dtype=np.float64))
+    scaled: NDArray[np.float32] = ((values - mean) / max(std, 1e-8)).astype(np.float32)
+    if masked:
+        scaled[~inside] = 0  # type: ignore[operator]
+    return scaled
 
 
 def _extent(content: NDArray[np.bool_], axis: int) -> slice:
@@ -140,7 +165,8 @@ def _reoriented(placement: Placement) -> Shape:
     return shape[0], shape[1], shape[2]
 
 
-def _resampled_shape(shape: Shape, spacing: tuple[float, float, float], plan: Plan) -> Shape:
+def resampled_shape(shape: Shape, spacing: tuple[float, float, float], plan: Plan) -> Shape:
+    """Voxels of ``shape`` at ``spacing`` (mm) once resampled; InputError if they fit no memory."""
     extents = [n * s / t for n, s, t in zip(shape, spacing, plan.spacing, strict=True)]
     wanted = " x ".join(f"{t:g}" for t in plan.spacing)
     needed = 4 * math.prod(max(1.0, n) for n in extents) * len(plan.channels)
