@@ -12,7 +12,7 @@ from rich.console import Console
 from dcamt.comparison import Design, ablation_rows, parse_rows
 from dcamt.comparison import compare as _compare
 from dcamt.complexity import method_cost as cost
-from dcamt.config import Config, PredictConfig, load_config, validated
+from dcamt.config import Config, PredictConfig, load_recipe, validated
 from dcamt.data.benchmarks import prepare_benchmark
 from dcamt.data.dataset import Case, buried, find_scans
 from dcamt.data.formats.dicom_seg import check_sources
@@ -64,6 +64,7 @@ def train(
     device: str | None = None,
     config: PathLike | None = None,
     set: Iterable[str] = (),
+    plan: PathLike | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Path:
@@ -71,6 +72,7 @@ def train(
 
     ``labeled`` keeps that many labels and hides the rest (``"all"`` shows every label);
     ``config`` is a YAML recipe and ``set`` holds ``key=value`` overrides, as on the command line.
+    ``plan`` is a file with a plan (a run's config.yaml) to use in place of a new one.
     Raises InputError for whatever the user can mend; what exists is never overwritten.
     """
     named = {
@@ -79,7 +81,7 @@ def train(
         "seed": seed,
         "device": device,
     }
-    resolved = _resolve(config, named, set)
+    resolved = _resolve(config, named, set, plan)
     return train_run(
         Path(dataset), Path(out), resolved, _path(splits), labeled, resume=resume, quiet=quiet
     )
@@ -294,6 +296,7 @@ def compare(
     device: str | None = None,
     config: PathLike | None = None,
     set: Iterable[str] = (),
+    plan: PathLike | None = None,
     jobs: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -305,7 +308,7 @@ def compare(
     Returns what ``out``/results.json holds; raises InputError for whatever the user can mend.
     """
     rows = parse_rows(methods if isinstance(methods, str) else ",".join(methods))
-    resolved = _resolve(config, {"train.iterations": iterations, "device": device}, set)
+    resolved = _resolve(config, {"train.iterations": iterations, "device": device}, set, plan)
     design = Design(rows, _counts(labeled), seeds, _path(splits))
     return _compare(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)
 
@@ -321,11 +324,12 @@ def ablate(
     device: str | None = None,
     config: PathLike | None = None,
     set: Iterable[str] = (),
+    plan: PathLike | None = None,
     jobs: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """`compare` over DCA-MT without and with each of its parts; the rows of its ablation."""
-    resolved = _resolve(config, {"train.iterations": iterations, "device": device}, set)
+    resolved = _resolve(config, {"train.iterations": iterations, "device": device}, set, plan)
     design = Design(ablation_rows(), _counts(labeled), seeds, _path(splits))
     return _compare(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)
 
@@ -340,10 +344,12 @@ def _several(paths: PathLike | Iterable[PathLike]) -> list[PathLike]:
     return [paths] if isinstance(paths, str | Path) else list(paths)
 
 
-def _resolve(config: PathLike | None, named: dict[str, Any], set: Iterable[str]) -> Config:
-    """The configuration of a recipe, named options and ``key=value`` overrides."""
+def _resolve(
+    config: PathLike | None, named: dict[str, Any], set: Iterable[str], plan: PathLike | None
+) -> Config:
+    """The configuration of a recipe, named options, ``key=value`` overrides and perhaps a plan."""
     overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
-    return load_config(_path(config), [*overrides, *set])
+    return load_recipe(_path(config), [*overrides, *set], _path(plan))
 
 
 def _path(value: PathLike | None) -> Path | None:

@@ -85,6 +85,10 @@ Recipe = Annotated[Path | None, typer.Option(help="YAML recipe.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, e.g. network.width=8. Repeatable.")
 ]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", help="Take the plan of this file, e.g. RUN/config.yaml."),
+]
 Seeds = Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")]
 Jobs = Annotated[int | None, typer.Option(help="Runs at once; default one a core, or a GPU.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")]
@@ -151,6 +155,7 @@ def train(
     device: DeviceOption = None,
     config: Recipe = None,
     set_: Sets = None,
+    plan: PlanFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -160,7 +165,7 @@ def train(
     run = api.train(
         dataset, out, method=method, splits=splits, labeled=_count(labeled), iterations=iterations,
         seed=seed, device=None if device is None else device.value, config=config,
-        set=set_ or (), resume=resume, quiet=quiet,
+        set=set_ or (), plan=plan, resume=resume, quiet=quiet,
     )  # fmt: skip
     if not quiet:
         typer.echo(f"run: {run}  report: {run / 'report.html'}")
@@ -290,6 +295,7 @@ def compare(
     device: DeviceOption = None,
     config: Recipe = None,
     set_: Sets = None,
+    plan: PlanFile = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
 ) -> None:
@@ -299,7 +305,7 @@ def compare(
     api.compare(
         dataset, out, methods, labeled=_count_list(labeled), seeds=seeds, splits=splits,
         iterations=iterations, device=None if device is None else device.value, config=config,
-        set=set_ or (), jobs=jobs, quiet=quiet,
+        set=set_ or (), plan=plan, jobs=jobs, quiet=quiet,
     )  # fmt: skip
     typer.echo((out / "table.md").read_text(encoding="utf-8"), nl=False)
 
@@ -315,6 +321,7 @@ def ablate(
     device: DeviceOption = None,
     config: Recipe = None,
     set_: Sets = None,
+    plan: PlanFile = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
 ) -> None:
@@ -324,7 +331,7 @@ def ablate(
     api.ablate(
         dataset, out, labeled=_count_list(labeled), seeds=seeds, splits=splits,
         iterations=iterations, device=None if device is None else device.value, config=config,
-        set=set_ or (), jobs=jobs, quiet=quiet,
+        set=set_ or (), plan=plan, jobs=jobs, quiet=quiet,
     )  # fmt: skip
     typer.echo((out / "table.md").read_text(encoding="utf-8"), nl=False)
 

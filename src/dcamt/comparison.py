@@ -227,6 +227,7 @@ def _list_runs(
         )
     if all(c.name == "all" for c in cases):
         raise InputError("--labeled all trains the ceiling alone; add a number, e.g. 8,all")
+    unplanned = {"plan"} if config.plan is None else None
     ceiling = next((row for row in rows if row.name == BASELINE), parse_rows(BASELINE)[0])
     runs = []
     for seed in range(design.seeds):
@@ -237,7 +238,7 @@ def _list_runs(
                 method = resolve_method(MethodConfig.model_validate(values))
                 told = {"dataset": dataset.root.resolve(), "seed": seed, "method": method}
                 # Dumped, so that every value counts as set when a run is held against it.
-                whole = config.model_copy(update=told).model_dump(mode="json", exclude={"plan"})
+                whole = config.model_copy(update=told).model_dump(mode="json", exclude=unplanned)
                 folder = out / "runs" / f"{_file_part(row.name)}-{c.name}-labels-seed{seed}"
                 runs.append(_Run(row, c, seed, folder, Config.model_validate(whole)))
     _refuse_twins([run.folder.name for run in runs])
@@ -279,6 +280,8 @@ def _write_inputs(out: Path, dataset: Dataset, cases: Sequence[_Cases], config: 
     for c in cases:  # first: by these a folder is known as a comparison
         write_text(c.file, _dump(c.split))
     write_text(out / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    if config.plan is not None:
+        write_text(out / "plan.yaml", yaml.safe_dump(config.plan.model_dump(mode="json")))
     for name in cases[0].split.test:
         for image in dataset.case(name).images:
             # The literature's volumes all have one name, in a folder of the case's.
@@ -308,6 +311,7 @@ def _job(run: _Run, out: Path) -> Job:
         "--config", str(out / "config.yaml"), "--splits", str(run.cases.file),
         "--method", run.config.method.name, "--seed", str(run.seed),
         *(part for change in changes for part in ("--set", change)),
+        *(("--plan", str(out / "plan.yaml")) if run.config.plan is not None else ()),
     )  # fmt: skip
     commands = [train]
     if run.cases.scored == "test":

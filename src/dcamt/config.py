@@ -89,6 +89,8 @@ class DataConfig(Section):
     patch: Patch | None = None
 
 
+_NOT_PLANNED = ("val_fraction", "fold")
+"""Keys of DataConfig that choose cases."""
 MOST_CLASSES = 128
 """With the background: prepared labels are int8."""
 
@@ -296,6 +298,39 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         value = parse_yaml(text, f"--set {override}")
         _set(values, key.split("."), value, override)
     return validated(Config, values, str(path) if path else "configuration")
+
+
+def load_recipe(
+    path: Path | None, overrides: Iterable[str] = (), plan: Path | None = None
+) -> Config:
+    """Like load_config, for what a user writes, with the plan in the file ``plan`` if one is given.
+
+    Raises InputError for a recipe that holds a plan, and for settings that the plan decides.
+    """
+    config = load_config(path, overrides)
+    source = str(path) if path else "configuration"
+    if config.plan is not None:
+        raise InputError(
+            f"{source}: holds a plan, which a recipe cannot; give it as --plan {source}, and leave "
+            "the section 'plan' out of the recipe"
+        )
+    if plan is None:
+        return config
+    given = config.data.model_dump()
+    planned = [key for key, value in DataConfig().model_dump().items() if given[key] != value]
+    decided = [key for key in planned if key not in _NOT_PLANNED]
+    if decided:
+        raise InputError(
+            f"{plan}: the plan decides data.{decided[0]}, which is set as well; leave one of them "
+            "out"
+        )
+    return config.model_copy(update={"plan": load_plan(plan)})
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in a run's config.yaml, or in a YAML file of its own."""
+    values = load_yaml(path)
+    return validated(Plan, values.get("plan", values), str(path))
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

@@ -306,6 +306,11 @@ def plan_run(
     Raises InputError for whatever would keep the run from training.
     """
     method = resolve_method(config.method)
+    if config.dataset is not None and config.dataset.absolute() != dataset.absolute():
+        raise InputError(
+            f"the recipe names the data set {config.dataset}, but {dataset} is given; leave "
+            "'dataset' out of the recipe"
+        )
     found = read_dataset(dataset)
     split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
     visible = hide_labels(found, split)

@@ -146,7 +146,8 @@ def survey(
                 shape = grid.cropped if chosen.crop else grid.whole
                 resampled_shape(shape, grid.along, chosen)  # refuses what does not fit
             warnings += _about_plan(looks, chosen, data)
-    return Survey(dataset, looks, chosen, errors, warnings, room.kept)
+    plan = None if errors else chosen
+    return Survey(dataset, looks, plan, errors, warnings, room.kept)
 
 
 def fingerprint(looks: Sequence[Look]) -> Fingerprint:
