@@ -15,7 +15,8 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from dcamt.data.formats.dicom import Slice, sorted_slices
+from dcamt.data.formats.dicom import sorted_slices
+from dcamt.data.formats.dicom_slice import Slice
 from dcamt.data.formats.guard import reading
 from dcamt.errors import InputError
 from dcamt.files import atomic
@@ -81,7 +82,7 @@ def write_segmentation(
         reading(folder, "a DICOM series that a segmentation can refer to"),
         warnings.catch_warnings(action="ignore"),  # they quote the patient's name
     ):
-        sources = [_source(one) for one in sorted_slices(folder, series)]
+        sources = [_source(one) for one in sorted_slices(folder, series)[0]]
         result = hd.seg.Segmentation(
             source_images=sources,
             pixel_array=np.ascontiguousarray(segmentation.T),
