@@ -18,14 +18,15 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dcamt.config import MOST_CLASSES
+from dcamt.config import MOST_CLASSES, ClassCodes
 from dcamt.data.formats import FORMATS, dicom, file_stem, hdf5
+from dcamt.data.formats.dicom_codes import read_codes
 from dcamt.data.volume import Volume, read_label
 from dcamt.errors import InputError
 from dcamt.files import read_text
@@ -57,6 +58,7 @@ class Dataset:
 
     classes: names by label value, the first is background; () while unknown (see find_classes).
     ignore: label value of voxels that nobody annotated.
+    codes: what classes are, for DICOM.
     """
 
     root: Path
@@ -65,6 +67,7 @@ class Dataset:
     classes: tuple[str, ...]
     ignore: int | None
     cases: tuple[Case, ...]
+    codes: dict[str, ClassCodes] = field(default_factory=dict)
 
     def case(self, name: str) -> Case:
         """The case of that name; InputError if there is none."""
@@ -445,7 +448,10 @@ def _describe(dataset: Dataset, path: Path) -> Dataset:
             f"{path}: 'labels' must name 0 as background and at least one class; correct it"
         )
     classes = _checked_classes(("background", *classes[1:]), path)
-    return replace(dataset, name=name, channels=channels, classes=classes, ignore=ignore)
+    codes = read_codes(path, content.get("codes", {}), classes)
+    return replace(
+        dataset, name=name, channels=channels, classes=classes, ignore=ignore, codes=codes
+    )
 
 
 def _by_number(path: Path, key: str, entries: Any) -> tuple[str, ...]:
