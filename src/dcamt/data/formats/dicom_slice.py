@@ -33,6 +33,8 @@ ELEMENTS = (
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "RescaleSlope", "RescaleIntercept",
 )  # fmt: skip
+COLOURED = ("RGB", "YBR", "PALETTE", "HSV", "ARGB", "CMYK")
+"""Beginnings of what pixels may stand for, beside grey."""
 AGAIN = "export the series again"
 DAMAGED = f"is damaged or not DICOM; check it, or {AGAIN}"
 NO_IMAGE = "holds no image"
@@ -119,7 +121,7 @@ def claims_by_name(path: Path) -> bool:
 
 def name_pattern(path: Path) -> str:
     """What the names of the slices of an export share: the name without its numbers and UIDs."""
-    return re.sub(r"[0-9a-f.]+", "#", path.stem.lower()) + path.suffix.lower()
+    return re.sub(r"[0-9a-f]+(\.[0-9]+)*", "#", path.name.lower())
 
 
 def look_at(path: Path) -> Slice | Unfit | None:
@@ -192,8 +194,8 @@ def _why_a_page(head: pydicom.Dataset) -> str:
     """Why an image is no slice of a volume; empty if it may be one."""
     if int(head.get("NumberOfFrames") or 1) > 1:
         return "is multi-frame; export the series as one file per slice, or as NIfTI"
-    grey = str(head.get("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME")
-    if int(head.get("SamplesPerPixel") or 1) != 1 or not grey:
+    coloured = str(head.get("PhotometricInterpretation")).startswith(COLOURED)
+    if int(head.get("SamplesPerPixel") or 1) != 1 or coloured:
         return "holds colours; export the series as grey values"
     if "LOCALIZER" in (head.get("ImageType") or ()):
         return "is a localizer; copy the slices of the scan into the folder"
