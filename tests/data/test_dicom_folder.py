@@ -30,7 +30,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from dcamt.data.dataset import find_scans, read_dataset
+from dcamt.data.dataset import find_scans, read_dataset, scan_dataset
 from dcamt.data.formats import dicom
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
@@ -38,7 +38,7 @@ from dcamt.errors import InputError
 ARRAY = np.random.default_rng(0).integers(-900, 900, (6, 5, 7)).astype(np.int16)
 AFFINE = np.diag([-0.9, -1.1, 2.5, 1])
 AFFINE[:3, 3] = (80.25, -33.5, 12)
-BESIDE = "files beside the slices that hold none of a volume and were passed over: "
+BESIDE = "files beside the slices that are no part of a volume and were passed over: "
 
 
 @pytest.fixture
@@ -386,11 +386,18 @@ def test_folders_are_told_by_what_is_in_their_files(tmp_path, write_series) -> N
     assert dicom.is_series(holding("f", IM1=PREAMBLE))
 
 
-def test_a_folder_of_scans_with_a_stray_name_is_still_one_of_scans(tmp_path) -> None:
-    write_volume(tmp_path / "a.nii.gz", ARRAY, AFFINE)
-    (tmp_path / "README.dcm").write_text("read me")
-    with pytest.raises(InputError, match="a single slice is no scan"):
-        find_scans(tmp_path, 1)
+def test_slices_among_scans_are_told_once_and_without_names(tmp_path, folder) -> None:
+    images = tmp_path / "data" / "images"
+    write_volume(images / "a.nii.gz", ARRAY, AFFINE)
+    (images / "README.dcm").write_text("read me")
+    with pytest.raises(InputError, match="images: holds DICOM slices among the scans"):
+        find_scans(images, 1)
+    for path in folder.iterdir():
+        shutil.copy(path, images)
+    _, problems = scan_dataset(tmp_path / "data")
+    assert len(problems) == 1
+    assert "README" not in problems[0]
+    assert "1-00" not in problems[0]
 
 
 def test_dicom_cases_of_a_data_set_may_have_neighbours(tmp_path, write_series) -> None:

@@ -301,8 +301,14 @@ def _volumes(folder: Path, problems: list[str], unread: list[Path]) -> dict[str,
         entry = _entry(path)
         if entry is None:
             compressed = path.suffix.lower() in COMPRESSED and file_stem(path.stem) is not None
+            loose = (
+                f"{folder}: holds DICOM slices among the scans; put each series into a folder of "
+                "its own that bears the name of its case"
+            )
             if path.is_dir():
                 unread.append(path)
+            elif path.suffix.lower() in dicom.ENDINGS:
+                problems += [] if loose in problems else [loose]
             elif path.is_file() and (compressed or path.suffix.lower() in OTHER_FORMATS):
                 problems.append(f"{path}: {_why_not(path)}")
             continue

@@ -200,7 +200,7 @@ def _remarks(folder: Path, beside: int, copies: int) -> tuple[str, ...]:
     folders = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
     below = sum(os.access(path, os.R_OK) and is_series(path) for path in folders)
     told = (
-        ("files beside the slices that hold none of a volume and were passed over", beside),
+        ("files beside the slices that are no part of a volume and were passed over", beside),
         ("copies of slices that were left out", copies),
         ("folders beside the slices that hold DICOM files too and were not read", below),
     )
