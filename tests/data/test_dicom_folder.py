@@ -180,6 +180,13 @@ def test_images_that_are_each_a_series_are_told(folder) -> None:
         read_image([folder])
 
 
+def shorten(path: Path) -> None:
+    head = pydicom.dcmread(path)
+    head.PixelData = head.PixelData[:-20]
+    head.save_as(path)
+    path.write_bytes(path.read_bytes() + bytes(99))
+
+
 LOST: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "zeros": lambda path: path.write_bytes(bytes(2000)),
@@ -188,6 +195,7 @@ LOST: dict[str, Callable[[Path], object]] = {
     "cut in the outer header": lambda path: path.write_bytes(path.read_bytes()[:200]),
     "cut in the header": lambda path: path.write_bytes(path.read_bytes()[:500]),
     "cut before the pixels": lambda path: path.write_bytes(path.read_bytes()[:-70]),
+    "too few pixels, padded": shorten,
     "a link to nothing": lambda path: (path.unlink(), path.symlink_to("annex/gone")),
 }
 
