@@ -95,6 +95,19 @@ MOST_CLASSES = 128
 """With the background: prepared labels are int8."""
 
 
+CodeWord = Annotated[str, Field(pattern=r"^[\x20-\x5b\x5d-\x7e]{1,16}$")]
+CodeMeaning = Annotated[str, Field(pattern=r"^[^\\\p{C}]{1,64}$")]
+Code = tuple[CodeWord, CodeWord, CodeMeaning]
+"""Value, scheme and meaning, such as ("10200004", "SCT", "Liver"): DICOM sets the lengths."""
+
+
+class ClassCodes(Section):
+    """What a class is in a DICOM Segmentation: Segmented Property Category and Type."""
+
+    category: Code
+    type: Code
+
+
 class Plan(Section):
     """What preparation does, resolved: written to the run and reused by ``predict``."""
 
@@ -106,6 +119,7 @@ class Plan(Section):
     crop: bool
     normalization: tuple[Normalization, ...]
     patch: Patch
+    codes: dict[str, ClassCodes] = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Plan":

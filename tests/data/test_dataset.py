@@ -249,7 +249,7 @@ BAD_FOLDERS: dict[str, tuple[list[str], Any, str]] = {
         None,
         "a: holds scans further down",
     ),
-    "a single slice": (["images/a.dcm"], None, "a.dcm: a single slice is no scan"),
+    "a single slice": (["images/a.dcm"], None, "images: holds DICOM slices among"),
     "case name twice": (["images/a.nrrd", "images/a.mha"], None, "has the same case name"),
     "name with a backslash": (["images/x\\a.nii"], None, "characters no case may have"),
     "name with a line break": (["images/a\nb.nii"], None, "characters no case may have"),

@@ -201,7 +201,7 @@ def test_names_in_any_letters_are_kept_and_not_spoken_of(
         tmp_path / "scan", scan(), AFFINE, SpecificCharacterSet=charset, PatientName=name
     )
     write_segmentation(
-        tmp_path / "a.dcm", (scan() > 480).astype(np.uint8), ("background", "Vorhöfe"), folder
+        tmp_path / "a.dcm", (scan() > 480).astype(np.uint8), ("background", "Vorhöfe"), {}, folder
     )
     seg = pydicom.dcmread(tmp_path / "a.dcm")
     assert seg.PatientName == name

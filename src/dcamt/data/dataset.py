@@ -18,12 +18,13 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dcamt.config import MOST_CLASSES
+from dcamt.config import MOST_CLASSES, ClassCodes
 from dcamt.data.formats import FORMATS, dicom, file_stem, hdf5
+from dcamt.data.formats.dicom_codes import read_codes
 from dcamt.errors import InputError
 from dcamt.files import read_text
 
@@ -54,6 +55,7 @@ class Dataset:
 
     classes: names by label value, the first is background; () while unknown (see survey).
     ignore: label value of voxels that nobody annotated.
+    codes: what classes are, for DICOM.
     """
 
     root: Path
@@ -62,6 +64,7 @@ class Dataset:
     classes: tuple[str, ...]
     ignore: int | None
     cases: tuple[Case, ...]
+    codes: dict[str, ClassCodes] = field(default_factory=dict)
 
     def case(self, name: str) -> Case:
         """The case of that name; InputError if there is none."""
@@ -280,8 +283,14 @@ def _volumes(folder: Path, problems: list[str], unread: list[Path]) -> dict[str,
         entry = _entry(path)
         if entry is None:
             compressed = path.suffix.lower() in COMPRESSED and file_stem(path.stem) is not None
+            loose = (
+                f"{folder}: holds DICOM slices among the scans; put each series into a folder of "
+                "its own that bears the name of its case"
+            )
             if path.is_dir():
                 unread.append(path)
+            elif path.suffix.lower() in dicom.ENDINGS:
+                problems += [] if loose in problems else [loose]
             elif path.is_file() and (compressed or path.suffix.lower() in OTHER_FORMATS):
                 problems.append(f"{path}: {_why_not(path)}")
             continue
@@ -427,7 +436,10 @@ def _describe(dataset: Dataset, path: Path) -> Dataset:
             f"{path}: 'labels' must name 0 as background and at least one class; correct it"
         )
     classes = _checked_classes(("background", *classes[1:]), path)
-    return replace(dataset, name=name, channels=channels, classes=classes, ignore=ignore)
+    codes = read_codes(path, content.get("codes", {}), classes)
+    return replace(
+        dataset, name=name, channels=channels, classes=classes, ignore=ignore, codes=codes
+    )
 
 
 def _by_number(path: Path, key: str, entries: Any) -> tuple[str, ...]:

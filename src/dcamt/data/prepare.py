@@ -110,8 +110,8 @@ def _key(plan: Plan, files: Sequence[Path]) -> str:
         stats = [_stamp(part) for part in parts]
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    # The patch is cut later, so it does not decide what a prepared volume holds.
-    content = json.dumps([_FORMAT, plan.model_dump(mode="json", exclude={"patch"}), stats])
+    # The patch is cut later, and codes are for DICOM: neither decides what a prepared volume holds.
+    content = json.dumps([_FORMAT, plan.model_dump(mode="json", exclude={"patch", "codes"}), stats])
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

@@ -91,7 +91,7 @@ def predict_case(
             write_volume(path, restore(values[None], placement)[0], affine)
     if extras.dicom_seg:
         path = output.parent / DICOM_SEG / f"{stem}.dcm"
-        write_segmentation(path, segmentation, plan.classes, images[0], series)
+        write_segmentation(path, segmentation, plan.classes, plan.codes, images[0], series)
     # The segmentation comes last: where it exists, the case is done.
     write_volume(output, segmentation, affine)
 

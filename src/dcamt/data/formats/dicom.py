@@ -1,96 +1,69 @@
-"""A folder with the slices of one DICOM series.
+"""A folder with the slices of one DICOM series, and whatever lies beside them.
 
-Only the elements listed here are ever read, so no name, date or free text of a patient can reach a
-message, a cache or an output. Headers are parsed by pydicom, uncompressed pixels taken as they
-are, and compressed ones decoded by SimpleITK in a process of its own.
+Headers are parsed by pydicom, uncompressed pixels taken as they are, and compressed ones decoded by
+SimpleITK in a process of its own. Messages tell files by their place in the folder: their names may
+be a patient's.
 """
 
-import logging
 import math
+import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pydicom
-from pydicom.filereader import _read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
-from dcamt.data.formats.guard import Array, Bounded, check_axes, check_claim, file_size, reading
+from dcamt.data.formats.dicom_slice import (
+    AGAIN,
+    ALIKE,
+    DAMAGED,
+    ENDINGS,
+    PACKED,
+    SeriesKey,
+    Slice,
+    Unfit,
+    claims_by_name,
+    is_dicom,
+    look_at,
+    name_pattern,
+    pixels_of,
+    same_image,
+)
+from dcamt.data.formats.guard import Array, check_axes, check_claim, file_size, reading
 from dcamt.data.formats.stored import Stored
 from dcamt.errors import InputError
 
+__all__ = ["ENDINGS", "is_series", "read", "sorted_slices"]
+
 KIND = "DICOM"
-ENDINGS = (".dcm", ".ima", ".dicom")
-OTHER_ENDINGS = (".txt", ".json", ".xml", ".csv", ".pdf", ".html", ".md", ".jpg", ".png", ".zip")
-"""Files that may lie beside the slices; every other file must be DICOM."""
 UNEVEN = 0.1
 """Part of the slice distance by which a slice may lie off its place: headers are rounded."""
 COMPRESSION_LIMIT = 1 << 14
 """Bytes that one byte of a file can expand to: a slice of nothing is a few hundred in JPEG 2000."""
-ALIKE = 1e-3
-"""Difference of two direction cosines that is rounding."""
-MODALITIES = ("CT", "MR", "PT", "NM", "US", "XA", "RF", "CR", "DX", "MG", "OT")
-"""Named in messages; anything else could be free text."""
-REQUIRED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-ELEMENTS = (
-    *REQUIRED, "SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "NumberOfFrames",
-    "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
-)  # fmt: skip
-
-# It quotes the values that it finds odd.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", module="pydicom")
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """One file: where it lies (mm, LPS) and how its pixels are stored."""
-
-    path: Path
-    series: tuple[int, str]  # number and UID
-    modality: str
-    rows: int
-    columns: int
-    position: Array  # (3,)
-    directions: Array  # (2, 3): of growing column, of growing row
-    spacing: tuple[float, float]  # along columns, along rows
-    stored: np.dtype[Any]
-    bits: tuple[int, int]  # stored, highest
-    rescale: tuple[float, float]  # slope, intercept
-    compressed: bool
-
-
-def is_slice(path: Path) -> bool:
-    """Whether a file is, or claims to be, DICOM."""
-    if path.suffix.lower() in ENDINGS:
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder itself (not what is below it) holds DICOM files."""
-    return any(is_slice(path) for path in _files(folder))
+    """Whether a folder itself (not what is below it) holds DICOM files.
+
+    Told by their content. Where all are damaged, several names that end as slices do are taken as
+    one, so that the damage is told.
+    """
+    files = _files(folder)
+    return any(is_dicom(path) for path in files) or sum(map(claims_by_name, files)) > 1
 
 
 def read(folder: Path, series: int | None = None) -> Stored:
     """Values (X, Y, Z) float32, rescaled (CT: Hounsfield units), and the affine (voxel -> RAS+ mm).
 
-    X runs along the columns, Y along the rows, Z along their normal. ``series`` counts from 1 in
-    the order of the series numbers; it is needed where the folder holds several.
+    X runs along the columns, Y along the rows, Z from slice to slice, which a tilted gantry does
+    not make their normal. ``series`` counts from 1 in the order of the series numbers; it is needed
+    where the folder holds several. Remarks tell what was passed over. Raises InputError as
+    sorted_slices does, and for pixels that cannot be read.
     """
     with reading(folder, KIND):
-        slices = sorted_slices(folder, series)
+        slices, remarks = sorted_slices(folder, series)
         shape = (slices[0].columns, slices[0].rows, len(slices))
         raw = not any(one.compressed for one in slices)
         stored = sum(file_size(one.path) for one in slices)
@@ -99,33 +72,38 @@ def read(folder: Path, series: int | None = None) -> Stored:
         array = np.empty(shape, np.float32)
         if raw:
             for index, one in enumerate(slices):
-                with reading(one.path, KIND):
-                    array[:, :, index] = _pixels(one).T
+                with _reading(folder, one):
+                    array[:, :, index] = pixels_of(one).T
         else:
             array[:] = _decoded(folder, slices).T
-        return Stored(array, _affine(folder, slices))
+        return Stored(array, _affine(folder, slices), remarks=remarks)
 
 
-def sorted_slices(folder: Path, series: int | None = None) -> list[Slice]:
-    """The slices of one series along their normal.
+def sorted_slices(folder: Path, series: int | None = None) -> tuple[list[Slice], tuple[str, ...]]:
+    """The slices of one series along their normal, and remarks on what lay beside them.
 
-    Raises InputError if there are several series and none is named, and if the slices do not make
-    up a volume: turned against each other, missing, doubled or unevenly spaced.
+    What is no slice is passed over, and copies count once. Raises InputError if there are several
+    series and none is named, if a slice is damaged, and if the slices do not make up a volume:
+    turned against each other, missing, at one place or unevenly spaced.
     """
-    found: dict[tuple[int, str], list[Slice]] = {}
-    frames = 0
-    for path in _files(folder):
-        one = _header(path)
-        if one is None:
-            frames += 1
-        elif one is not NOT_AN_IMAGE:
-            found.setdefault(one.series, []).append(one)
-    if not found:
-        reason = "holds multi-frame DICOM" if frames else "holds no DICOM images"
-        raise InputError(
-            f"{folder}: {reason}; export the series as one file per slice, or as NIfTI"
-        )
-    keys = sorted(found)
+    files = _files(folder)
+    looked = [look_at(path) for path in files]
+    slices = [one for one in looked if isinstance(one, Slice)]
+    unfit = [one for one in looked if isinstance(one, Unfit)]
+    patterns = {name_pattern(one.path) for one in slices}
+    for path, one in zip(files, looked, strict=True):
+        if one is None and (claims_by_name(path) or name_pattern(path) in patterns):
+            packed = path.name.lower().endswith(PACKED)
+            reason = "is packed; unpack it" if packed else f"is named like a slice but {DAMAGED}"
+            unfit.append(Unfit(path, reason))
+
+    found: dict[SeriesKey, list[Slice]] = {}
+    for one in slices:
+        found.setdefault(one.series, []).append(one)
+    found = {key: _without_captures(several) for key, several in found.items()}
+    keys = sorted(key for key, several in found.items() if _places(several) > 1)
+    if not keys:
+        raise InputError(f"{folder}: {_why_none(folder, slices, unfit)}")
     if series is None and len(keys) > 1:
         listed = "; ".join(f"{i}) {_describe(found[key])}" for i, key in enumerate(keys, 1))
         raise InputError(
@@ -134,108 +112,117 @@ def sorted_slices(folder: Path, series: int | None = None) -> list[Slice]:
         )
     if series is not None and not 1 <= series <= len(keys):
         raise InputError(f"{folder}: has no series {series}; the series are 1 to {len(keys)}")
-    return _in_order(folder, found[keys[(series or 1) - 1]])
-
-
-NOT_AN_IMAGE: Any = object()
+    chosen = keys[(series or 1) - 1]
+    spoiled = [one for one in unfit if not one.page and one.series in (None, chosen)]
+    if spoiled:
+        raise InputError(f"{folder}: {_told(folder, spoiled)}, or take it out")
+    once = _once(folder, found[chosen])
+    beside = len(files) - sum(len(found[key]) for key in keys)
+    remarks = _remarks(folder, beside, len(found[chosen]) - len(once))
+    return _in_order(folder, once), remarks
 
 
 def _files(folder: Path) -> list[Path]:
+    """Whatever may be a slice, in the order of the names; a link may lead nowhere."""
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.is_file() and not path.name.startswith(".") and path.name.upper() != "DICOMDIR"
+        if not path.is_dir()
+        and not path.name.startswith(".")
+        and not path.name.upper().startswith("DICOMDIR")
     ]
 
 
-def _refuse_deflated(path: Path, file: Bounded) -> None:
-    """InputError for a file that its parser would inflate as a whole, to whatever size.
-
-    ``file`` stands after the preamble. pydicom's public function opens the file anew, unbounded.
-    """
-    syntax = _read_file_meta_info(file).get("TransferSyntaxUID")
-    if syntax == DeflatedExplicitVRLittleEndian:
-        raise InputError(f"{path}: is deflated as a whole; export the series without compression")
+def _which(folder: Path, path: Path) -> str:
+    """A file of the folder without its name."""
+    files = _files(folder)
+    return f"file {files.index(path) + 1} of {len(files)} (counted by name)"
 
 
-def _header(path: Path) -> Slice | None:
-    """What is known of a file; None for multi-frame, NOT_AN_IMAGE for reports and the like."""
-    if path.suffix.lower() in OTHER_ENDINGS:
-        return NOT_AN_IMAGE
-    with reading(path, KIND):
-        with Bounded(path) as file:
-            if file.read(132)[128:] == b"DICM":  # else the parser tells what is wrong
-                _refuse_deflated(path, file)
-            file.seek(0)
-            head = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(ELEMENTS))
-        # By its class, for a header that is cut short lacks its rows as well.
-        kind = head.file_meta.get("MediaStorageSOPClassUID") or head.SOPClassUID
-        if not kind.name.endswith("Image Storage"):
-            return NOT_AN_IMAGE
-        if int(head.get("NumberOfFrames") or 1) > 1:
-            return None
-        syntax = head.file_meta.TransferSyntaxUID
-        missing = [name for name in REQUIRED if not head.get(name)]
-        if missing:
-            raise InputError(
-                f"{path}: the header lacks {', '.join(missing)}, so the slice has no place in "
-                "space; leave out such images, or export the series again"
-            )
-        if int(head.get("SamplesPerPixel", 1)) != 1:
-            raise InputError(f"{path}: holds colours; export the series as grey values")
-        allocated, kept = int(head.BitsAllocated), int(head.BitsStored)
-        highest = int(head.get("HighBit", kept - 1))
-        if allocated not in (8, 16, 32) or not 0 < kept <= highest + 1 <= allocated:
-            raise ValueError("bits")
-        order = ">" if syntax == ExplicitVRBigEndian else "<"
-        sign = "i" if int(head.PixelRepresentation) else "u"
-        modality = str(head.get("Modality", ""))
-        along_rows, along_columns = (float(mm) for mm in head.PixelSpacing)
-        one = Slice(
-            path=path,
-            series=(int(head.get("SeriesNumber") or 0), str(head.SeriesInstanceUID)),
-            modality=modality if modality in MODALITIES else "other",
-            rows=int(head.Rows),
-            columns=int(head.Columns),
-            position=np.array([float(mm) for mm in head.ImagePositionPatient]),
-            directions=np.array([float(c) for c in head.ImageOrientationPatient]).reshape(2, 3),
-            spacing=(along_columns, along_rows),
-            stored=np.dtype(f"{order}{sign}{allocated // 8}"),
-            bits=(kept, highest),
-            rescale=(
-                float(head.get("RescaleSlope") or 1),
-                float(head.get("RescaleIntercept") or 0),
-            ),
-            compressed=bool(syntax.is_compressed),
-        )
-        if one.position.shape != (3,) or not np.isfinite([*one.position, *one.rescale]).all():
-            raise ValueError("position")
-        if min(one.rows, one.columns) < 1:
-            raise ValueError("size")
-        products = one.directions @ one.directions.T
-        if not np.allclose(products, np.eye(2), atol=10 * ALIKE):
-            raise ValueError("directions")
-        return one
+@contextmanager
+def _reading(folder: Path, one: Slice) -> Iterator[None]:
+    """Turn whatever is raised while a slice's pixels are read into one InputError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "damaged"
+        raise InputError(
+            f"{folder}: the pixels of {_which(folder, one.path)} cannot be read ({reason}); copy "
+            "the series or export it again"
+        ) from error
+
+
+def _told(folder: Path, unfit: Sequence[Unfit]) -> str:
+    """What is wrong with the first of several files."""
+    more = f", as well as {len(unfit) - 1} of the others," if unfit[1:] else ""
+    return f"{_which(folder, unfit[0].path)}{more} {unfit[0].reason}"
+
+
+def _without_captures(slices: list[Slice]) -> list[Slice]:
+    """Slices of one series; among other images a capture of a screen or a page is none."""
+    return [one for one in slices if not one.capture] or slices
+
+
+def _places(slices: Sequence[Slice]) -> int:
+    return len({tuple(one.position.tolist()) for one in slices})
+
+
+def _once(folder: Path, slices: Sequence[Slice]) -> list[Slice]:
+    """The slices of a series without copies of one another, which bear one identity."""
+    kept: dict[tuple[str, ...], list[Slice]] = {}
+    for one in slices:
+        alike = kept.setdefault((one.uid, str(one.position)), [])
+        with _reading(folder, one):
+            if not any(same_image(one, other) for other in alike):
+                alike.append(one)
+    return [one for alike in kept.values() for one in alike]
+
+
+def _why_none(folder: Path, slices: Sequence[Slice], unfit: Sequence[Unfit]) -> str:
+    """Why no series of the folder makes up a volume."""
+    spoiled = [one for one in unfit if not one.page]
+    pages = [one for one in unfit if one.page and one.series]
+    if spoiled:
+        return _told(folder, spoiled)
+    if len({one.series for one in slices}) > 1:
+        return f"holds {len(slices)} images, each a series of its own; export them as one series"
+    if slices:
+        return "the series has a single slice; copy all of its slices into the folder"
+    if pages:
+        return _told(folder, pages)
+    return f"holds no DICOM images; {AGAIN}, as one file per slice"
+
+
+def _remarks(folder: Path, beside: int, copies: int) -> tuple[str, ...]:
+    """Sentences on what was left out; empty if nothing was."""
+    folders = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    below = sum(os.access(path, os.R_OK) and is_series(path) for path in folders)
+    told = (
+        ("files beside the slices that are no part of a volume and were passed over", beside),
+        ("copies of slices that were left out", copies),
+        ("folders beside the slices that hold DICOM files too and were not read", below),
+    )
+    return tuple(f"{words}: {count}" for words, count in told if count)
 
 
 def _describe(slices: Sequence[Slice]) -> str:
     one = slices[0]
-    return f"{one.modality}, {len(slices)} slices of {one.columns} x {one.rows}"
+    count = len({other.uid or other.path for other in slices})
+    return f"{one.modality}, {count} slices of {one.columns} x {one.rows}"
 
 
 def _in_order(folder: Path, slices: list[Slice]) -> list[Slice]:
-    if len(slices) < 2:
-        raise InputError(
-            f"{folder}: the series has a single slice; copy all of its slices into the folder"
-        )
     first = slices[0]
     for one in slices:
         alike = (one.rows, one.columns) == (first.rows, first.columns)
         alike = alike and np.allclose(one.directions, first.directions, rtol=0, atol=ALIKE)
         if not alike or not np.allclose(one.spacing, first.spacing, rtol=ALIKE):
             raise InputError(
-                f"{folder}: the slices differ in size, spacing or direction (see {one.path.name}); "
-                "take out what belongs to another scan, such as a localizer"
+                f"{folder}: the slices differ in size, spacing or direction (see "
+                f"{_which(folder, one.path)}); take out what belongs to another scan, such as a "
+                "localizer"
             )
     normal = np.cross(*first.directions)
     slices = sorted(slices, key=lambda one: float(one.position @ normal))
@@ -272,21 +259,6 @@ def _affine(folder: Path, slices: Sequence[Slice]) -> Array:
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
     check_axes(folder, affine)
     return affine
-
-
-def _pixels(one: Slice) -> Array:
-    """Rescaled values (rows, columns) of a slice that is not compressed."""
-    with Bounded(one.path) as file:
-        data = pydicom.dcmread(file, specific_tags=["PixelData"]).PixelData
-    count = one.rows * one.columns
-    values: Array = np.frombuffer(data, one.stored, count).reshape(one.rows, one.columns)
-    values = values.astype(one.stored.newbyteorder("="))
-    kept, highest = one.bits
-    width = one.stored.itemsize * 8
-    if kept < width:  # unused bits may hold anything: push them out, and the sign back in
-        values = (values << (width - 1 - highest)) >> (width - kept)
-    slope, intercept = one.rescale
-    return (values * slope + intercept).astype(np.float32)
 
 
 def _decoded(folder: Path, slices: Sequence[Slice]) -> Array:
