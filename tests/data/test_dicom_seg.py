@@ -17,7 +17,7 @@ from dcamt.config import DataConfig
 from dcamt.data.dataset import read_dataset
 from dcamt.data.formats.dicom_codes import CHANGES, STRUCTURES, codes_of
 from dcamt.data.formats.dicom_seg import write_segmentation
-from dcamt.data.plan import fingerprint, make_plan
+from dcamt.data.survey import survey
 from dcamt.data.volume import write_volume
 from dcamt.errors import InputError
 
@@ -121,7 +121,7 @@ def data_set(root: Path, **more) -> Path:
 
 def test_codes_of_dataset_json_reach_the_segmentation(tmp_path, tiny_run, write_series) -> None:
     data = read_dataset(data_set(tmp_path / "data", codes={"blood": GIVEN}))
-    plan = make_plan(data, fingerprint(data, data.cases, DataConfig()), DataConfig())
+    plan = survey(data, ["a", "b", "c"], DataConfig()).plan
     assert plan.codes["blood"].type == GIVEN["type"]
 
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
