@@ -22,7 +22,7 @@ from rich.console import Console
 from dcamt.config import Config, MethodConfig, load_config
 from dcamt.data.dataset import LITERATURE, Dataset, read_dataset, read_json
 from dcamt.data.split import Split, choose_split
-from dcamt.data.volume import read_image, read_label
+from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.engine.train import choose_device
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
@@ -418,7 +418,8 @@ def _contours(dataset: Dataset, runs: Sequence[_Run], rows: Sequence[Mapping[str
     ranked = sorted(means, key=lambda name: (means[name], name))
     case = dataset.case(ranked[len(ranked) // 2] if ranked else runs[0].cases.split.val[0])
     assert case.label is not None
-    image, reference = read_image(case.images), read_label(case.label)
+    image = read_image(case.images)
+    reference = aligned(image, read_label(case.label), case.images[0], case.label)
     predictions, values = {}, set()
     for row in rows:
         first = row["runs"][0]
@@ -426,7 +427,8 @@ def _contours(dataset: Dataset, runs: Sequence[_Run], rows: Sequence[Mapping[str
         dice = case_means([first], "dice").get(case.name)
         title = row["name"] if dice is None else f"{row['name']}: {100 * dice:.1f}"
         path = folder.folder / folder.cases.scored / f"{case.name}.nii.gz"
-        predictions[title] = read_label(path).array
+        found = aligned(image, read_label(path), case.images[0], path, "segmentation")
+        predictions[title] = found.array
         values |= {int(value["class"]) for value in first["cases"]}
     return plot_contours(image.array[0], reference.array, predictions, image.affine, sorted(values))
 

@@ -343,7 +343,7 @@ BAD = {
         "outside its own folder",
     ),
     "nrrd: link": (
-        lambda p: nrrd(below(p, "a.nhdr"), b"", data_file=linked(p)), "outside its own folder"),
+        lambda p: nrrd(below(p, "a.nhdr"), b"", data_file=linked(p)), "leads out of its own folder"),
     "nrrd: data file missing": (
         lambda p: nrrd(p / "a.nhdr", b"", data_file="a.raw"), "data file a.raw is missing"),
     "nrrd: list": (lambda p: nrrd(p / "a.nhdr", data_file="LIST"), "spread over several files"),
@@ -381,7 +381,7 @@ BAD = {
         lambda p: meta(p / "a.mha", b"", ElementDataFile="/etc/passwd"), "outside its own folder"),
     "meta: link": (
         lambda p: meta(below(p, "a.mhd"), b"", ElementDataFile=linked(p)),
-        "outside its own folder",
+        "leads out of its own folder",
     ),
     "meta: list": (lambda p: meta(p / "a.mhd", ElementDataFile="LIST"), "spread over several"),
     "meta: type": (lambda p: meta(p / "a.mha", ElementType="MET_STRING"), "'MET_STRING' values"),

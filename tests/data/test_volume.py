@@ -12,8 +12,8 @@ import SimpleITK
 from dcamt.data.formats import file_stem
 from dcamt.data.volume import (
     Volume,
+    aligned,
     check_channels,
-    check_same_grid,
     read_image,
     read_label,
     write_volume,
@@ -258,7 +258,7 @@ BAD_IMAGES = {
     "huge gz": (lambda p: huge(p / "a.nii.gz"), "the header promises"),
     "ending": (lambda p: text(p / "a.png"), "unsupported file ending"),
     "2D": (lambda p: save(p / "a.nii.gz", NOISE[0]), "needs three axes"),
-    "5D": (lambda p: save(p / "a.nii.gz", np.ones((2, 2, 2, 1, 3))), "is 5D with shape"),
+    "5D": (lambda p: save(p / "a.nii.gz", np.ones((2, 2, 2, 2, 3))), "is 5D with shape"),
     "NaN": (lambda p: save(p / "a.nii.gz", holed(np.nan)), "NaN or infinite .* in 3 of 512 voxels"),
     "infinite": (lambda p: save(p / "a.nii.gz", holed(-np.inf)), "in 3 of 512 voxels"),
     "too large": (
@@ -347,14 +347,14 @@ def grid(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[Volume, Volum
 def test_rounded_header_is_the_same_grid(name: str) -> None:
     affine = GEOMETRIES[name]
     image, label = grid((200, 200, 50), affine)
-    check_same_grid(image, Volume(label.array, np.round(affine, 4)), Path("i"), Path("l"))
-    check_same_grid(image, Volume(label.array, affine.astype(np.float32)), Path("i"), Path("l"))
+    aligned(image, Volume(label.array, np.round(affine, 4)), Path("i"), Path("l"))
+    aligned(image, Volume(label.array, affine.astype(np.float32)), Path("i"), Path("l"))
 
 
 def test_header_rounded_at_512_slices() -> None:
     image, label = grid((512, 512, 100), np.diag([0.703125, 0.703125, 1, 1]))
     rounded = Volume(label.array, np.diag([0.7031, 0.7031, 1, 1]))
-    check_same_grid(image, rounded, Path("i"), Path("l"))
+    aligned(image, rounded, Path("i"), Path("l"))
 
 
 def test_shifted_and_scaled_labels_are_refused() -> None:
@@ -365,12 +365,12 @@ def test_shifted_and_scaled_labels_are_refused() -> None:
     with pytest.raises(
         InputError, match=r"l: the label lies up to 1\.25 mm \(0\.5 voxels\) from i"
     ):
-        check_same_grid(image, Volume(label.array, moved), Path("i"), Path("l"))
+        aligned(image, Volume(label.array, moved), Path("i"), Path("l"))
     scaled = affine @ np.diag([1.01, 1, 1, 1])
     with pytest.raises(InputError, match=r"\(0\.19 voxels\)"):
-        check_same_grid(image, Volume(label.array, scaled), Path("i"), Path("l"))
+        aligned(image, Volume(label.array, scaled), Path("i"), Path("l"))
     with pytest.raises(InputError, match=r"20 x 30 x 39 voxels, but i has 20 x 30 x 40"):
-        check_same_grid(image, Volume(label.array[..., 1:], affine), Path("i"), Path("l"))
+        aligned(image, Volume(label.array[..., 1:], affine), Path("i"), Path("l"))
 
 
 @pytest.mark.parametrize(

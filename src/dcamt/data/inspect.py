@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dcamt.data.dataset import Case, Dataset, check_label_values, classes_from_values, scan_dataset
 from dcamt.data.split import choose_split, hide_labels
-from dcamt.data.volume import Volume, check_channels, check_same_grid, read_image, read_label
+from dcamt.data.volume import Volume, aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
 
 ANISOTROPY_LIMIT = 3.0
@@ -151,7 +151,7 @@ def _summarise(
                 check_label_values(label, len(dataset.classes), dataset.ignore, case.label)
         with _collecting(errors):
             if image is not None and label is not None:
-                check_same_grid(image, label, case.images[0], case.label)
+                label = aligned(image, label, case.images[0], case.label)
     for remark in _remarks(image, label):
         notes.setdefault(remark, []).append(case.name)
     found = None

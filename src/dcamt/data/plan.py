@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dcamt.config import DataConfig, Normalization, Plan
 from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, Dataset, check_label_values
 from dcamt.data.space import place, spacing_along
-from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
+from dcamt.data.volume import aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.networks.vnet import STRIDE
 
@@ -44,7 +44,7 @@ def fingerprint(dataset: Dataset, cases: Sequence[Case], data: DataConfig) -> Fi
         voxels = np.empty((0, len(image.array)), np.float32)
         if case.label is not None:
             label = read_label(case.label)
-            check_same_grid(image, label, case.images[0], case.label)
+            label = aligned(image, label, case.images[0], case.label)
             check_label_values(label, len(dataset.classes), dataset.ignore, case.label)
             annotated = (label.array > 0) & (label.array < len(dataset.classes))
             chosen = image.array[:, annotated].T

@@ -22,7 +22,7 @@ from dcamt.config import Plan
 from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, check_label_values
 from dcamt.data.formats import parts_of
 from dcamt.data.space import label_to_network, to_network
-from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
+from dcamt.data.volume import aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.files import atomic, remove_abandoned
 
@@ -83,7 +83,7 @@ def _prepare(case: Case, plan: Plan) -> Prepared:
     _save(image_path, array)
     if case.label is not None and label_path is not None:
         label = read_label(case.label)
-        check_same_grid(image, label, case.images[0], case.label)
+        label = aligned(image, label, case.images[0], case.label)
         check_label_values(label, len(plan.classes), plan.ignore, case.label)
         _save(label_path, label_to_network(label, placement, plan))
     return done

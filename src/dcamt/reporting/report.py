@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from dcamt.data.dataset import Dataset, read_dataset
-from dcamt.data.volume import check_same_grid, read_image, read_label
+from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import INVENTED, METRICS, MISSED
 from dcamt.evaluation.statistics import case_means
@@ -150,8 +150,8 @@ def _picture(run: Run, dataset: Dataset, name: str, values: Sequence[int]) -> di
         read_label(case.label),
         read_label(path),
     )
-    check_same_grid(image, reference, case.images[0], case.label)
-    check_same_grid(image, prediction, case.images[0], path)
+    reference = aligned(image, reference, case.images[0], case.label)
+    prediction = aligned(image, prediction, case.images[0], path, "segmentation")
     figure = plot_planes(image.array[0], reference.array, prediction.array, image.affine, values)
     picture = {"image": data_uri(figure, "png")}
     angle = oblique_angle(image.affine)

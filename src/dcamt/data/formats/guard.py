@@ -7,6 +7,7 @@ over becomes one InputError.
 
 import contextlib
 import io
+import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dcamt.data.grid import is_usable
 from dcamt.errors import InputError
 from dcamt.memory import most_memory
 
@@ -123,11 +125,25 @@ def inflate(path: Path, data: bytes, size: int) -> bytes:
 def beside(header: Path, name: str) -> Path:
     """The data file that ``header`` names, which must lie in its folder or below.
 
-    Anything else, links included, could make a stranger's header read files of the user.
+    A link there may lead out of the folder only into the store of a data manager; see _of_store.
+    Anything else could make a stranger's header read files of the user.
     """
     folder = header.resolve().parent
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder):
+    entry = header.absolute().parent / name
+    if Path(name).name == name and entry.is_symlink():  # beside the header as it was given
+        if not entry.exists():
+            raise InputError(
+                f"{header}: its data file {name} is a link to a file that is not there; fetch it "
+                "first (git annex get, dvc pull), or copy it beside the header"
+            )
+        path = entry.resolve()
+        if not path.is_relative_to(folder) and not _of_store(header, path):
+            raise InputError(
+                f"{header}: its data file {name} is a link that leads out of its own folder; copy "
+                "the file itself there"
+            )
+    elif not path.is_relative_to(folder):
         raise InputError(
             f"{header}: names a data file outside its own folder; put the file beside the header"
         )
@@ -138,11 +154,23 @@ def beside(header: Path, name: str) -> Path:
     return path
 
 
+def _of_store(header: Path, data: Path) -> bool:
+    """Whether a data file that a link beside ``header`` leads to is kept by a data manager.
+
+    DataLad, git-annex and DVC keep files in a store and put links in their place. Either both files
+    are links into one store, a folder that does not hold the links themselves; or the data file
+    lies in the annex of the very repository that the header, a small text, is part of.
+    """
+    place = header.absolute().parent.resolve()
+    if header.is_symlink():
+        store = Path(os.path.commonpath([header.resolve(), data]))
+        return not place.is_relative_to(store)
+    return any(data.is_relative_to(up / ".git/annex/objects") for up in (place, *place.parents))
+
+
 def check_axes(path: Path, affine: Array) -> None:
     """InputError if the affine gives voxels no size or no volume."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    usable = bool(np.isfinite(affine).all() and np.isfinite(spacing).all() and (spacing > 0).all())
-    if not usable or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
+    if not is_usable(affine):
         raise InputError(
             f"{path}: the header gives no usable geometry (a voxel spacing of 0, or axes that "
             "coincide); convert the volume again from its source"
