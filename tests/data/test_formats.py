@@ -343,7 +343,7 @@ BAD = {
         "outside its own folder",
     ),
     "nrrd: link": (
-        lambda p: nrrd(below(p, "a.nhdr"), b"", data_file=linked(p)), "leads out of its own folder"),
+        lambda p: nrrd(below(p, "a.nhdr"), b"", data_file=linked(p)), "leads out of its"),
     "nrrd: data file missing": (
         lambda p: nrrd(p / "a.nhdr", b"", data_file="a.raw"), "data file a.raw is missing"),
     "nrrd: list": (lambda p: nrrd(p / "a.nhdr", data_file="LIST"), "spread over several files"),

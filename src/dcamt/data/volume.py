@@ -17,7 +17,7 @@ from dcamt.data.formats.guard import Array
 from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Forms, Stored
 from dcamt.data.grid import GRID_TOLERANCE, apart, is_sheared, onto, reorient, shear_angle
-from dcamt.errors import InputError
+from dcamt.errors import CannotHold, InputError
 from dcamt.files import atomic
 
 WHOLE_TOLERANCE = 1e-3
@@ -143,7 +143,7 @@ def write_volume(path: Path, array: Array, affine: Array, forms: Forms | None = 
 
 
 def check_can_hold(path: Path, volume: Volume) -> None:
-    """Raise InputError if ``path`` is a NIfTI file, in which many a reader would turn the volume.
+    """Raise CannotHold if ``path`` is a NIfTI file, in which many a reader would turn the volume.
 
     NIfTI's qform cannot hold axes that are not at right angles, and readers differ in whether they
     take it or the sform. A volume that was NIfTI itself may be written as it was.
@@ -151,7 +151,7 @@ def check_can_hold(path: Path, volume: Volume) -> None:
     if FORMATS[_ending(path)].kind != nifti.KIND or volume.forms is not None:
         return
     if is_sheared(volume.affine, volume.shape):
-        raise InputError(
+        raise CannotHold(
             f"{path}: NIfTI cannot hold this scan in a way that all programs read alike, because "
             f"its axes are {shear_angle(volume.affine):.3g} degrees off a right angle, as of a "
             "tilted gantry; write NRRD or MetaImage instead (--format nrrd or mha)"

@@ -17,7 +17,7 @@ from dcamt.evaluation.metrics import INVENTED, METRICS, MISSED
 from dcamt.evaluation.statistics import case_means
 from dcamt.files import write_text
 from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
-from dcamt.reporting.run_folder import Run, read_run
+from dcamt.reporting.run_folder import Run, read_run, segmentation_in
 from dcamt.reporting.tables import DASH, TITLES
 
 Row = Mapping[str, Any]
@@ -144,7 +144,7 @@ def _picture(run: Run, dataset: Dataset, name: str, values: Sequence[int]) -> di
     case = next((case for case in dataset.cases if case.name == name), None)
     if case is None or case.label is None:
         raise InputError(f"{dataset.root}: has no labelled case {name} any more")
-    path = run.folder / "validation" / f"{name}.nii.gz"
+    path = segmentation_in(run.folder / "validation", name)
     image, reference, prediction = (
         read_image(case.images),
         read_label(case.label),
