@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
-from dcamt.data.dataset import find_classes, read_dataset, read_json
+from dcamt.data.dataset import find_channels, find_classes, read_dataset, read_json
 from dcamt.data.patches import Batches
 from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import Prepared, prepare
@@ -296,7 +296,7 @@ def plan_run(
     method = resolve_method(config.method)
     found = read_dataset(dataset)
     split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
-    visible = find_classes(hide_labels(found, split))
+    visible = find_channels(find_classes(hide_labels(found, split)))
     training = [visible.case(name) for name in (*split.labeled, *split.unlabeled)]
     _check_enough(split, config)
     plan = make_plan(visible, fingerprint(visible, training, config.data), config.data)

@@ -94,7 +94,7 @@ def test_ignore_label(tmp_path: Path, labels: dict[str, Any]) -> None:
 def test_plain(tmp_path: Path) -> None:
     root = folder(tmp_path / "toy", ["images/a.nii", "images/b.nii.gz", "labels/b.nii.gz"])
     dataset = read_dataset(root)
-    assert (dataset.name, dataset.channels, dataset.classes) == ("toy", ("image",), ())
+    assert (dataset.name, dataset.channels, dataset.classes) == ("toy", (), ())
     assert case_table(dataset) == {"a": (["a.nii"], None), "b": (["b.nii.gz"], "b.nii.gz")}
 
     described = read_dataset(folder(root, [], MSD))
@@ -149,7 +149,7 @@ def test_the_literatures_layout(tmp_path: Path) -> None:
         "A": (["mri_norm2.h5"], None),
         "B": (["mri_norm2.h5"], "mri_norm2.h5"),
     }
-    assert dataset.channels == ("image",)
+    assert dataset.channels == ()
     (tmp_path / "C").mkdir()
     (tmp_path / "C" / "mri_norm2.h5").write_bytes(b"hello")
     with pytest.raises(InputError, match=r"C/mri_norm2\.h5: cannot be read"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dcamt.config import DataConfig
-from dcamt.data.dataset import Dataset, find_classes, read_dataset
+from dcamt.data.dataset import Dataset, find_channels, find_classes, read_dataset
 from dcamt.data.plan import (
     PATCH_VOXELS,
     Fingerprint,
@@ -155,7 +155,7 @@ def test_the_fingerprint_measures_cropped_and_turned_images(tmp_path):
     array[5:8, 4:6, 3:5] = 9
     write_volume(root / "images" / "a.nii.gz", array, affine)
     write_volume(root / "labels" / "a.nii.gz", label, affine)
-    data = find_classes(read_dataset(root))
+    data = find_channels(find_classes(read_dataset(root)))
     seen = fingerprint(data, data.cases, DataConfig())
     np.testing.assert_array_equal(seen.shapes, [[9, 16, 6]])  # R, A, S
     np.testing.assert_allclose(seen.spacings, [[3, 1, 2]])

@@ -2,6 +2,7 @@
 
 import gzip
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import pytest
 import SimpleITK
 
 from dcamt.data.formats import file_stem
+from dcamt.data.formats.stored import Forms
 from dcamt.data.volume import (
     Volume,
     aligned,
@@ -371,6 +373,82 @@ def test_shifted_and_scaled_labels_are_refused() -> None:
         aligned(image, Volume(label.array, scaled), Path("i"), Path("l"))
     with pytest.raises(InputError, match=r"20 x 30 x 39 voxels, but i has 20 x 30 x 40"):
         aligned(image, Volume(label.array[..., 1:], affine), Path("i"), Path("l"))
+
+
+def image_and_label(affine: np.ndarray) -> tuple[Volume, Volume]:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(1, 4, 5, 6)).astype(np.float32)
+    return Volume(values, affine), Volume(rng.integers(0, 9, (4, 5, 6)).astype(np.int16), affine)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("code", ["RAS", "LPS", "LAS", "SPL", "AIR", "PSR"])
+def test_a_label_along_other_axes_is_turned_onto_its_image(tmp_path, name, code) -> None:
+    """nibabel turns the file; the label must come back voxel by voxel."""
+    image, label = image_and_label(GEOMETRIES[name])
+    other = nib.Nifti1Image(label.array, label.affine).as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(label.affine), nib.orientations.axcodes2ornt(code)
+        )
+    )
+    nib.save(other, tmp_path / "label.nii.gz")
+    turned = aligned(image, read_label(tmp_path / "label.nii.gz"), Path("i"), Path("l"))
+    np.testing.assert_array_equal(turned.array, label.array)
+    np.testing.assert_array_equal(turned.affine, image.affine)
+    assert turned.array.flags.c_contiguous
+
+
+def test_a_turned_label_of_another_grid_is_refused_with_the_numbers() -> None:
+    image, label = image_and_label(np.eye(4))
+    flipped = np.diag([-1.0, -1, 1, 1])  # the same axes the other way round, but not the same place
+    with pytest.raises(InputError, match=r"the label lies up to .* mm \(4 voxels\) from i"):
+        aligned(image, Volume(label.array, flipped), Path("i"), Path("l"))
+    with pytest.raises(InputError, match=r"l: the mask has 6 x 4 x 5 voxels, but i has 4 x 5 x 6"):
+        aligned(image, Volume(label.array.transpose(2, 0, 1), np.eye(4)), Path("i"), Path("l"),
+                "mask")  # fmt: skip
+
+
+def test_a_cube_is_turned_by_its_axes_and_not_by_its_shape() -> None:
+    affine = GEOMETRIES["oblique"]
+    values = np.random.default_rng(0).integers(0, 9, (5, 5, 5)).astype(np.int16)
+    swapped = Volume(values.transpose(1, 0, 2), affine[:, [1, 0, 2, 3]])
+    image = Volume(np.zeros((1, 5, 5, 5), np.float32), affine)
+    np.testing.assert_array_equal(aligned(image, swapped, Path("i"), Path("l")).array, values)
+
+
+def test_a_label_lies_on_its_image_by_either_of_two_transforms() -> None:
+    """Drawn in a program that takes the qform, on a scan of which the sform counts here."""
+    image, label = image_and_label(GEOMETRIES["oblique"])
+    other = GEOMETRIES["flipped"]
+    forms = Forms(image.affine, 4, other, 1, np.array([0.5, 0.75, 2]))
+    image = replace(image, forms=forms)
+    drawn = Volume(label.array[::-1], other @ np.diag([-1, 1, 1, 1]) + _shift(other, 3))
+    for found in (
+        aligned(image, Volume(label.array, other), Path("i"), Path("l")),
+        aligned(image, label, Path("i"), Path("l")),
+        aligned(image, drawn, Path("i"), Path("l")),
+        aligned(Volume(image.array, other), replace(label, forms=forms), Path("i"), Path("l")),
+    ):
+        np.testing.assert_array_equal(found.array, label.array)
+    with pytest.raises(InputError, match="voxels\\) from i"):
+        aligned(image, Volume(label.array, np.eye(4)), Path("i"), Path("l"))
+
+
+def _shift(affine: np.ndarray, voxels: int) -> np.ndarray:
+    """What moves an origin by voxels along the first axis."""
+    shift = np.zeros((4, 4))
+    shift[:3, 3] = voxels * affine[:3, 0]
+    return shift
+
+
+def test_channels_along_other_axes_are_turned_onto_the_first(tmp_path: Path) -> None:
+    affine = GEOMETRIES["oblique"]
+    first, second = nib.Nifti1Image(NOISE, affine), nib.Nifti1Image(NOISE * 2, affine)
+    turn = nib.orientations.axcodes2ornt("PSR")
+    nib.save(first, tmp_path / "a_0000.nii.gz")
+    nib.save(second.as_reoriented(turn), tmp_path / "a_0001.nii.gz")
+    image = read_image([tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"])
+    np.testing.assert_array_equal(image.array, np.stack([NOISE, NOISE * 2]))
 
 
 @pytest.mark.parametrize(

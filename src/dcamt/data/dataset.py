@@ -26,7 +26,7 @@ import numpy as np
 
 from dcamt.config import MOST_CLASSES
 from dcamt.data.formats import FORMATS, dicom, file_stem, hdf5
-from dcamt.data.volume import Volume, read_label
+from dcamt.data.volume import Volume, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.files import read_text
 
@@ -55,6 +55,7 @@ class Case:
 class Dataset:
     """What a data set declares, and its cases sorted by name.
 
+    channels: names in order; () while unknown (see find_channels).
     classes: names by label value, the first is background; () while unknown (see find_classes).
     ignore: label value of voxels that nobody annotated.
     """
@@ -119,7 +120,7 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
     channels = dataset.channels
     if not described:
         count = 1 + max((max(files) for files in (*grouped.values(), *more.values())), default=0)
-        channels = tuple(f"channel_{i}" for i in range(count)) if by_channel else ("image",)
+        channels = tuple(f"channel_{i}" for i in range(count)) if by_channel else ()
 
     cases = []
     for case in sorted({*grouped, *more}):
@@ -239,6 +240,18 @@ def find_classes(dataset: Dataset) -> Dataset:
         if case.label is not None:
             values.update(np.unique(read_label(case.label).array).tolist())
     return replace(dataset, classes=classes_from_values(values, dataset.root))
+
+
+def find_channels(dataset: Dataset) -> Dataset:
+    """Name the channels that neither dataset.json nor file names tell, as many as the first scan's.
+
+    Opens that one scan. Raises InputError if it cannot be read.
+    """
+    if dataset.channels or not dataset.cases:
+        return dataset
+    count = len(read_image(dataset.cases[0].images).array)
+    names = tuple(f"channel_{i}" for i in range(count)) if count > 1 else ("image",)
+    return replace(dataset, channels=names)
 
 
 def classes_from_values(values: Iterable[int], root: Path) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Look over a data set before training: what it holds, and everything that is wrong with it."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from dcamt.data.dataset import Case, Dataset, check_label_values, classes_from_values, scan_dataset
+from dcamt.data.dataset import (
+    Case,
+    Dataset,
+    check_label_values,
+    classes_from_values,
+    find_channels,
+    scan_dataset,
+)
 from dcamt.data.split import choose_split, hide_labels
 from dcamt.data.volume import Volume, aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
@@ -94,6 +101,8 @@ def inspect(root: Path, splits: Path | None = None) -> Inspection:
     if splits is not None:
         split = choose_split(dataset, splits, labeled=None, seed=0, val_fraction=0)
         dataset, validation = hide_labels(dataset, split), split.val
+    with suppress(InputError):  # of a scan that cannot be read, which is told below
+        dataset = find_channels(dataset)
     notes: Notes = {}
     cases = []
     for case in dataset.cases:
@@ -143,7 +152,8 @@ def _summarise(
     label: Volume | None = None
     with _collecting(errors):
         image = read_image(case.images)
-        check_channels(image, dataset.channels, case.images[0])
+        if dataset.channels:
+            check_channels(image, dataset.channels, case.images[0])
     if case.label is not None:
         with _collecting(errors):
             label = read_label(case.label)

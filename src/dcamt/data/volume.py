@@ -183,7 +183,8 @@ def check_channels(image: Volume, channels: Sequence[str], path: Path) -> None:
     if len(image.array) != len(channels):
         raise InputError(
             f"{path}: the number of channels is {len(image.array)}, but the data set names "
-            f"{len(channels)} ({', '.join(channels)}); correct dataset.json or the image"
+            f"{len(channels)} ({', '.join(channels)}); correct the image, or declare its channels "
+            "in dataset.json"
         )
 
 
