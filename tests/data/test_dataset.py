@@ -1,6 +1,7 @@
 """Layouts on disk, splits, and hidden labels."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dcamt.data.dataset import (
     Dataset,
     check_label_values,
     classes_from_values,
+    find_channels,
     find_classes,
     read_dataset,
     scan_dataset,
@@ -550,3 +552,31 @@ def test_real_data_sets(
     hidden = hide_labels(dataset, split)
     assert len(split.labeled) == 4
     assert sum(case.label is not None for case in hidden.cases) == 4 + len(split.val)
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((4, 5, 6), ("image",)),
+        ((4, 5, 6, 1), ("image",)),
+        ((4, 5, 6, 3), ("channel_0", "channel_1", "channel_2")),
+        ((4, 5, 6, 1, 2), ("channel_0", "channel_1")),
+    ],
+)
+def test_channels_that_nothing_declares_are_counted(tmp_path: Path, shape, names) -> None:
+    (tmp_path / "images").mkdir()
+    nib.save(nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), tmp_path / "images/a.nii")
+    found = find_channels(read_dataset(tmp_path))
+    assert found.channels == names
+    assert find_channels(replace(found, channels=("CT",))).channels == ("CT",)
+
+
+def test_a_time_series_is_not_taken_for_channels(tmp_path: Path, cli) -> None:
+    (tmp_path / "images").mkdir()
+    values = np.ones((4, 5, 6, 40), np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "images/a.nii")
+    with pytest.raises(InputError, match="holds 40 volumes along its fourth axis, as a time"):
+        find_channels(read_dataset(tmp_path))
+    code, out, _ = cli("inspect", tmp_path)
+    assert code != 0
+    assert "holds 40 volumes" in " ".join(out.split())

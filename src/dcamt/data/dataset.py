@@ -38,6 +38,8 @@ OTHER_FORMATS = (
 )
 COMPRESSED = (".bz2", ".xz", ".zst")
 LITERATURE = "mri_norm2.h5"
+MOST_GUESSED = 16
+"""Volumes of one scan that are taken for channels where nothing declares them."""
 VOLUMES_AT_ONCE = 4
 """Whole scans that are in memory while a data set is read, however many cores there are."""
 
@@ -245,11 +247,18 @@ def find_classes(dataset: Dataset) -> Dataset:
 def find_channels(dataset: Dataset) -> Dataset:
     """Name the channels that neither dataset.json nor file names tell, as many as the first scan's.
 
-    Opens that one scan. Raises InputError if it cannot be read.
+    Opens that one scan. Raises InputError if it cannot be read, or holds so many volumes that they
+    are more likely a time series.
     """
     if dataset.channels or not dataset.cases:
         return dataset
-    count = len(read_image(dataset.cases[0].images).array)
+    images = dataset.cases[0].images
+    count = len(read_image(images).array)
+    if count > MOST_GUESSED:
+        raise InputError(
+            f"{images[0]}: holds {count} volumes along its fourth axis, as a time series does; "
+            "keep one, or declare the channels in a dataset.json if they are channels"
+        )
     names = tuple(f"channel_{i}" for i in range(count)) if count > 1 else ("image",)
     return replace(dataset, channels=names)
 

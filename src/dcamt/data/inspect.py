@@ -1,7 +1,7 @@
 """Look over a data set before training: what it holds, and everything that is wrong with it."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def inspect(root: Path, splits: Path | None = None) -> Inspection:
     if splits is not None:
         split = choose_split(dataset, splits, labeled=None, seed=0, val_fraction=0)
         dataset, validation = hide_labels(dataset, split), split.val
-    with suppress(InputError):  # of a scan that cannot be read, which is told below
+    with _collecting(errors):
         dataset = find_channels(dataset)
     notes: Notes = {}
     cases = []
@@ -128,6 +128,7 @@ def inspect(root: Path, splits: Path | None = None) -> Inspection:
         for value, name in enumerate(dataset.classes)
         if not any(_shows(case, value) for case in cases if case.use == "labelled")
     ]
+    errors = list(dict.fromkeys(errors))  # the scan whose channels were counted was read twice
     return Inspection(dataset, tuple(cases), errors, warnings)
 
 

@@ -26,7 +26,7 @@ from dcamt.data.volume import aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.files import atomic, remove_abandoned
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when prepared arrays change meaning, or their files change form."""
 _CHECKSUM_BYTES = 8
 
