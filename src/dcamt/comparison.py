@@ -22,7 +22,7 @@ from rich.console import Console
 from dcamt.config import Config, MethodConfig, load_config
 from dcamt.data.dataset import LITERATURE, Dataset, read_dataset, read_json
 from dcamt.data.split import Split, choose_split
-from dcamt.data.volume import read_image, read_label
+from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.engine.train import choose_device
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
@@ -32,7 +32,7 @@ from dcamt.files import alone, atomic, holds, refuse_links, remove_temporary, wr
 from dcamt.jobs import Job, places, run_jobs
 from dcamt.reporting.charts import plot_efficiency, plot_metrics
 from dcamt.reporting.figures import plot_contours
-from dcamt.reporting.run_folder import read_scores
+from dcamt.reporting.run_folder import read_scores, segmentation_in
 from dcamt.reporting.tables import csv_text, latex, markdown
 
 BASELINE = "vnet"
@@ -289,7 +289,7 @@ def _write_inputs(out: Path, dataset: Dataset, cases: Sequence[_Cases], config: 
             link = out / "test-scans" / own
             link.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
-                link.symlink_to(image.resolve())
+                link.symlink_to(image.absolute())
 
 
 def _dump(split: Split) -> str:
@@ -304,8 +304,8 @@ def _job(run: _Run, out: Path) -> Job:
     dcamt = (sys.executable, "-m", "dcamt.cli")
     assert run.config.dataset is not None
     dataset, folder = str(run.config.dataset), str(run.folder)
-    options = run.config.method.options
-    changes = [f"method.{key}={json.dumps(value)}" for key, value in options.items()]
+    chosen = run.config.method.options
+    changes = [f"method.{key}={json.dumps(value)}" for key, value in chosen.items()]
     train = (
         *dcamt, "train", dataset, "--out", folder, "--resume",
         "--config", str(out / "config.yaml"), "--splits", str(run.cases.file),
@@ -315,10 +315,21 @@ def _job(run: _Run, out: Path) -> Job:
     )  # fmt: skip
     commands = [train]
     if run.cases.scored == "test":
-        scans, segmented = str(out / "test-scans"), str(run.folder / "test")
-        device = ("--device", run.config.device)
+        scans, segmented = out / "test-scans", str(run.folder / "test")
+        # NIfTI holds the place of whatever was NIfTI, but not that of every other scan.
+        nifti = all(scan.name.lower().endswith((".nii", ".nii.gz")) for scan in scans.iterdir())
+        options = ("--resume", "--device", run.config.device, "--format")
         commands += [
-            (*dcamt, "predict", folder, scans, "--out", segmented, "--resume", *device),
+            (
+                *dcamt,
+                "predict",
+                folder,
+                str(scans),
+                "--out",
+                segmented,
+                *options,
+                "nii.gz" if nifti else "nrrd",
+            ),
             (*dcamt, "evaluate", segmented, dataset, "--out", str(run.scores), "--quiet"),
         ]
     return Job(run.folder.name, tuple(commands), out / "logs" / f"{run.folder.name}.log")
@@ -422,15 +433,17 @@ def _contours(dataset: Dataset, runs: Sequence[_Run], rows: Sequence[Mapping[str
     ranked = sorted(means, key=lambda name: (means[name], name))
     case = dataset.case(ranked[len(ranked) // 2] if ranked else runs[0].cases.split.val[0])
     assert case.label is not None
-    image, reference = read_image(case.images), read_label(case.label)
+    image = read_image(case.images)
+    reference = aligned(image, read_label(case.label), case.images[0], case.label)
     predictions, values = {}, set()
     for row in rows:
         first = row["runs"][0]
         folder = next(run for run in runs if first["folder"] == f"runs/{run.folder.name}")
         dice = case_means([first], "dice").get(case.name)
         title = row["name"] if dice is None else f"{row['name']}: {100 * dice:.1f}"
-        path = folder.folder / folder.cases.scored / f"{case.name}.nii.gz"
-        predictions[title] = read_label(path).array
+        path = segmentation_in(folder.folder / folder.cases.scored, case.name)
+        found = aligned(image, read_label(path), case.images[0], path, "segmentation")
+        predictions[title] = found.array
         values |= {int(value["class"]) for value in first["cases"]}
     return plot_contours(image.array[0], reference.array, predictions, image.affine, sorted(values))
 

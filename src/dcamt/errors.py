@@ -20,3 +20,7 @@ class InputError(Exception):
 
 class Unwritable(InputError):
     """A file cannot be written: the disk is full, or the folder is not ours."""
+
+
+class CannotHold(InputError):
+    """The format of a file to be written cannot hold the place of the volume in space."""

@@ -27,7 +27,7 @@ from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.survey import survey
 from dcamt.engine import checkpoint
 from dcamt.engine.train import Interrupted, catch_signals, choose_device, make_fabric, train
-from dcamt.errors import InputError, Unwritable
+from dcamt.errors import CannotHold, InputError, Unwritable
 from dcamt.evaluation.evaluate import evaluate, write_json
 from dcamt.files import alone, holds, refuse_links, remove_temporary, write_text
 from dcamt.inference.predict import predict_case
@@ -203,7 +203,11 @@ def _segment_validation(run: Path, planned: Planned, device: torch.device) -> No
     predictor = make_predictor(method, config.plan, device)
     with kept_memory():
         for name in planned.split.val:
-            predict_case(predictor, config, dataset.case(name).images, folder / f"{name}.nii.gz")
+            images = dataset.case(name).images
+            try:
+                predict_case(predictor, config, images, folder / f"{name}.nii.gz")
+            except CannotHold:
+                predict_case(predictor, config, images, folder / f"{name}.nrrd")
     write_json(evaluate(folder, config.dataset), run / "validation.json")
 
 

@@ -94,7 +94,7 @@ def test_ignore_label(tmp_path: Path, labels: dict[str, Any]) -> None:
 def test_plain(tmp_path: Path) -> None:
     root = folder(tmp_path / "toy", ["images/a.nii", "images/b.nii.gz", "labels/b.nii.gz"])
     dataset = read_dataset(root)
-    assert (dataset.name, dataset.channels, dataset.classes) == ("toy", ("image",), ())
+    assert (dataset.name, dataset.channels, dataset.classes) == ("toy", (), ())
     assert case_table(dataset) == {"a": (["a.nii"], None), "b": (["b.nii.gz"], "b.nii.gz")}
 
     described = read_dataset(folder(root, [], MSD))
@@ -149,7 +149,7 @@ def test_the_literatures_layout(tmp_path: Path) -> None:
         "A": (["mri_norm2.h5"], None),
         "B": (["mri_norm2.h5"], "mri_norm2.h5"),
     }
-    assert dataset.channels == ("image",)
+    assert dataset.channels == ()
     (tmp_path / "C").mkdir()
     (tmp_path / "C" / "mri_norm2.h5").write_bytes(b"hello")
     with pytest.raises(InputError, match=r"C/mri_norm2\.h5: cannot be read"):
@@ -553,3 +553,31 @@ def test_real_data_sets(
     hidden = hide_labels(dataset, split)
     assert len(split.labeled) == 4
     assert sum(case.label is not None for case in hidden.cases) == 4 + len(split.val)
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ((4, 5, 6), ("image",)),
+        ((4, 5, 6, 1), ("image",)),
+        ((4, 5, 6, 3), ("channel_0", "channel_1", "channel_2")),
+        ((4, 5, 6, 1, 2), ("channel_0", "channel_1")),
+    ],
+)
+def test_channels_that_nothing_declares_are_counted(tmp_path: Path, shape, names) -> None:
+    (tmp_path / "images").mkdir()
+    nib.save(nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), tmp_path / "images/a.nii")
+    assert looked_at(read_dataset(tmp_path)).dataset.channels == names
+
+
+def test_a_time_series_is_not_taken_for_channels(tmp_path: Path, cli) -> None:
+    (tmp_path / "images").mkdir()
+    values = np.ones((4, 5, 6, 40), np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "images/a.nii")
+    seen = looked_at(read_dataset(tmp_path))
+    assert any(
+        "holds 40 volumes along its fourth axis, as a time" in error for error in seen.errors
+    )
+    code, out, _ = cli("inspect", tmp_path)
+    assert code != 0
+    assert "holds 40 volumes" in " ".join(out.split())

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK
 from scipy.spatial.transform import Rotation
 
-from dcamt.data.formats import FORMATS, hdf5
+from dcamt.data.formats import FORMATS, hdf5, parts_of
 from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import InputError
 
@@ -343,7 +343,7 @@ BAD = {
         "outside its own folder",
     ),
     "nrrd: link": (
-        lambda p: nrrd(below(p, "a.nhdr"), b"", data_file=linked(p)), "outside its own folder"),
+        lambda p: nrrd(below(p, "a.nhdr"), b"", data_file=linked(p)), "leads out of its"),
     "nrrd: data file missing": (
         lambda p: nrrd(p / "a.nhdr", b"", data_file="a.raw"), "data file a.raw is missing"),
     "nrrd: list": (lambda p: nrrd(p / "a.nhdr", data_file="LIST"), "spread over several files"),
@@ -381,7 +381,7 @@ BAD = {
         lambda p: meta(p / "a.mha", b"", ElementDataFile="/etc/passwd"), "outside its own folder"),
     "meta: link": (
         lambda p: meta(below(p, "a.mhd"), b"", ElementDataFile=linked(p)),
-        "outside its own folder",
+        "leads out of its own folder",
     ),
     "meta: list": (lambda p: meta(p / "a.mhd", ElementDataFile="LIST"), "spread over several"),
     "meta: type": (lambda p: meta(p / "a.mha", ElementType="MET_STRING"), "'MET_STRING' values"),
@@ -500,3 +500,189 @@ def test_real_literature_files(real_data: Path) -> None:
         np.testing.assert_array_equal(label.array, wanted.array)
         assert image.spacing == (1, 1, 1)  # the file says nothing of the 0.625 mm
         assert np.abs(image.array - known.array).max() < 0.05  # those are bytes
+
+
+# ------------------------------------------------------------------------------------------- units
+
+LENGTHS = {
+    "mm": 1, "Millimeters": 1, "cm": 10, "m": 1000, "metre": 1000, "um": 1e-3, "microns": 1e-3,
+    "\u00b5m": 1e-3, "\u03bcm": 1e-3, "nm": 1e-6, "": 1, "???": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", LENGTHS)
+def test_units_of_a_header_become_millimetres(tmp_path: Path, unit: str) -> None:
+    quoted = " ".join([f'"{unit}"'] * 3)
+    ways = [
+        nrrd(tmp_path / "space.nrrd", space_units=quoted),
+        nrrd(tmp_path / "axes.nrrd", space=None, space_directions=None, space_origin=None,
+             spacings="1 2 3", units=quoted),
+        meta(tmp_path / "a.mha", DistanceUnits=unit),
+    ]  # fmt: skip
+    mm = LENGTHS[unit]
+    for path in ways:
+        image = read_image([path])
+        np.testing.assert_allclose(image.spacing, np.multiply((1, 2, 3), mm))
+        assert len(image.remarks) == (mm != 1)
+        if path.name != "axes.nrrd":
+            np.testing.assert_allclose(image.affine, np.diag([mm, mm, mm, 1]) @ PLACED)
+
+
+def test_every_axis_may_have_a_unit_of_its_own(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "a.nrrd", space_units='"mm" "cm" "um"')
+    image = read_image([path])
+    np.testing.assert_allclose(image.affine, np.diag([1, 10, 1e-3, 1]) @ PLACED)
+    assert len(image.remarks) == 2
+    several = nrrd(tmp_path / "b.nrrd", np.stack([RAW, RAW]).tobytes(order="F"), dimension="4",
+                   sizes="2 2 3 4", space=None, space_directions=None, space_origin=None,
+                   kinds="list domain domain domain", spacings="nan 1 2 3",
+                   units='"" "mm" "um" "mm"')  # fmt: skip
+    assert read_image([several]).spacing == pytest.approx((1, 2e-3, 3))
+
+
+def test_a_unit_that_is_no_length_is_told_and_not_repeated(tmp_path: Path) -> None:
+    image = read_image([nrrd(tmp_path / "a.nrrd", space_units='"Quixwold" "mm" "mm"')])
+    assert image.remarks == ("the header's unit is no known length; sizes are taken as mm",)
+    np.testing.assert_allclose(image.affine, PLACED)
+
+
+def test_what_is_written_says_millimetres(tmp_path: Path) -> None:
+    for ending, field in (("nrrd", b'space units: "mm" "mm" "mm"'), ("mha", b"DistanceUnits = mm")):
+        write_volume(tmp_path / f"a.{ending}", IMAGE, GEOMETRIES["oblique"])
+        assert field in (tmp_path / f"a.{ending}").read_bytes()
+        assert read_image([tmp_path / f"a.{ending}"]).remarks == ()
+
+
+# ------------------------------------------------------------------------- headers in the wild
+
+
+def test_a_field_needs_no_blank_after_its_colon(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "a.nrrd", own="is kept: out", measurement_frame="(1,0,0)")
+    head, data = path.read_bytes().split(b"\n\n", 1)
+    head = head.replace(b": ", b":") + b"\nSegment0_Name:=a: b\nspace:=mine"
+    path.write_bytes(head + b"\n\n" + data)
+    image = read_image([path])
+    np.testing.assert_array_equal(image.array[0], RAW)
+    np.testing.assert_allclose(image.affine, PLACED)
+
+
+@pytest.mark.parametrize("first", ["none", "(nan,nan,nan)"])
+@pytest.mark.parametrize("kind", ["list", "vector", "RGB-color", None])
+def test_channels_on_the_first_axis_of_nrrd(tmp_path: Path, first: str, kind: str | None) -> None:
+    path = nrrd(
+        tmp_path / "a.nrrd", np.stack([RAW, RAW + 1]).astype(">i2").tobytes(order="F"),
+        dimension="4", sizes="2 2 3 4", space_directions=f"{first} {NRRD['space directions']}",
+        kinds=kind and f"{kind} domain domain domain",
+    )  # fmt: skip
+    image = read_image([path])
+    np.testing.assert_array_equal(image.array, np.stack([RAW, RAW + 1]))
+    np.testing.assert_allclose(image.affine, PLACED)
+
+
+def test_a_header_of_any_name_may_have_its_data_beside_it(tmp_path: Path) -> None:
+    """Whether they are is told by the header: .nrrd and .mha may be detached, .nhdr attached."""
+    (tmp_path / "data.raw").write_bytes(RAW.tobytes(order="F"))
+    paths = [
+        nrrd(tmp_path / "a.nrrd", b"", data_file="data.raw"),
+        nrrd(tmp_path / "b.nhdr"),
+        meta(tmp_path / "c.mha", b"", ElementDataFile="data.raw"),
+        meta(tmp_path / "d.mhd"),
+    ]
+    for path in paths:
+        np.testing.assert_array_equal(read_image([path]).array[0], RAW)
+    detached = [tmp_path / "data.raw"]
+    assert [parts_of(path)[1:] for path in paths] == [detached, [], detached, []]
+
+
+# ------------------------------------------------------------------------------------------- links
+
+
+def pair(folder: Path, ending: str, data: str) -> Path:
+    """A header in ``folder`` and the data that it names as a.raw, in the file ``data``."""
+    Path(data).parent.mkdir(parents=True, exist_ok=True)
+    Path(data).write_bytes(RAW.tobytes(order="F"))
+    folder.mkdir(parents=True, exist_ok=True)
+    make, key = (nrrd, "data_file") if ending == "nhdr" else (meta, "ElementDataFile")
+    return make(folder / f"a.{ending}", b"", **{key: "a.raw"})
+
+
+@pytest.mark.parametrize("ending", ["nhdr", "mhd"])
+@pytest.mark.parametrize("manager", ["annex", "annex of data alone", "store outside", "farm"])
+def test_pairs_that_a_data_manager_keeps_are_read(
+    tmp_path: Path, manager: str, ending: str
+) -> None:
+    images = tmp_path / "set" / "images"
+    images.mkdir(parents=True)
+    if manager == "annex of data alone":  # a small text stays in git
+        header = pair(images, ending, str(tmp_path / "set/.git/annex/objects/x/1/1"))
+        (images / "a.raw").symlink_to("../.git/annex/objects/x/1/1")
+    elif manager == "farm":  # of links to pairs that lie together elsewhere
+        header = pair(tmp_path / "other", ending, str(tmp_path / "other/a.raw"))
+        (images / header.name).symlink_to(header)
+        header = images / header.name
+    else:
+        store = tmp_path / ("cache/files" if "outside" in manager else "set/.git/annex/objects")
+        kept = pair(store / "x" / "1", ending, str(store / "y" / "2" / "2"))
+        kept = kept.rename(kept.with_name("KEY"))
+        header = images / f"a.{ending}"
+        header.symlink_to(os.path.relpath(kept, images))
+        (images / "a.raw").symlink_to(os.path.relpath(store / "y" / "2" / "2", images))
+    np.testing.assert_array_equal(read_image([header]).array[0], RAW)
+    assert parts_of(header)[1].read_bytes() == RAW.tobytes(order="F")
+    again = tmp_path / "links" / header.name  # as a comparison links its test scans
+    again.parent.mkdir()
+    again.symlink_to(header)
+    np.testing.assert_array_equal(read_image([again]).array[0], RAW)
+
+
+@pytest.mark.parametrize("ending", ["nhdr", "mhd"])
+@pytest.mark.parametrize("linked", [True, False])
+def test_links_of_a_stranger_lead_nowhere(tmp_path: Path, ending: str, linked: bool) -> None:
+    """A header and a link to a file of the user's, in a folder from somebody else."""
+    images = tmp_path / "home" / "downloads" / "set" / "images"
+    header = pair(images, ending, str(tmp_path / "home" / "secret"))
+    (images / "a.raw").symlink_to(tmp_path / "home" / "secret")
+    if linked:
+        kept = images.parent / ".git" / "annex" / "objects" / f"KEY.{ending}"
+        kept.parent.mkdir(parents=True)
+        header.rename(kept)
+        header.symlink_to(kept)
+    with pytest.raises(InputError, match=r"its data file a\.raw is a link that leads out"):
+        read_image([header])
+
+
+def test_data_that_were_not_fetched_are_told(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    header = pair(images, "mhd", str(tmp_path / "gone"))
+    (images / "a.raw").symlink_to("../.git/annex/objects/xx/key")
+    with pytest.raises(InputError, match=r"a\.mhd: .* a link to a file that is not there"):
+        read_image([header])
+
+
+# -------------------------------------------------------------------------------- channels of HDF5
+
+LONG = np.random.default_rng(2).normal(size=(3, 8, 9, 10)).astype(np.float32)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_channels_of_hdf5_come_first_or_last(tmp_path: Path, first: bool) -> None:
+    stored = LONG if first else np.moveaxis(LONG, 0, -1)
+    image = read_image([literature(tmp_path / "a.h5", image=stored)])
+    np.testing.assert_array_equal(image.array, LONG)
+    (remark,) = image.remarks
+    assert ("first" if first else "last") in remark
+
+
+def test_one_channel_of_hdf5_is_no_channel(tmp_path: Path) -> None:
+    path = literature(tmp_path / "a.h5", image=IMAGE[None], label=LABEL[None])
+    np.testing.assert_array_equal(read_image([path]).array[0], IMAGE)
+    np.testing.assert_array_equal(read_label(path).array, LABEL)
+    last = literature(tmp_path / "b.h5", image=IMAGE[..., None])
+    np.testing.assert_array_equal(read_image([last]).array[0], IMAGE)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6, 7), (3, 20, 20, 4), (2, 2, 2, 2, 2)])
+def test_axes_that_could_be_either_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = literature(tmp_path / "a.h5", image=np.zeros(shape, np.float32))
+    with pytest.raises(InputError, match="far shorter and first or last"):
+        read_image([path])

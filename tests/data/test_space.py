@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from dcamt.config import Normalization, Plan
 from dcamt.data.space import (
     label_to_network,
+    lost_labels,
     normalize,
     place,
     restore,
@@ -260,6 +261,21 @@ def test_crop_keeps_what_any_channel_shows():
     cropped, placement = place(Volume(array, np.eye(4)), "RAS", crop=True)
     assert cropped.shape == (2, 2, 3, 1)
     assert placement.box == (slice(2, 4), slice(4, 7), slice(4, 5))
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "SAL"])
+def test_labelled_voxels_that_the_crop_loses_are_counted(code):
+    array = np.zeros((1, 8, 9, 10), np.float32)
+    array[0, 2:5, 3:6, 1:7] = 4
+    label = np.zeros((8, 9, 10), np.int16)
+    label[2:5, 3:6, 5:9] = 2  # the last two of four layers lie outside
+    affine = affine_of(code, (1, 1, 1))
+    image = Volume(array, affine)
+    _, placement = place(image, "RAS", crop=True)
+    assert lost_labels(Volume(label, affine), placement) == (18, 36)
+    _, whole = place(image, "RAS", crop=False)
+    assert lost_labels(Volume(label, affine), whole) == (0, 36)
+    assert lost_labels(Volume(label * 0, affine), placement) == (0, 0)
 
 
 def test_zscore_has_mean_zero_and_variance_one():

@@ -2,6 +2,7 @@
 
 import gzip
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,10 +11,11 @@ import pytest
 import SimpleITK
 
 from dcamt.data.formats import file_stem
+from dcamt.data.formats.stored import Forms
 from dcamt.data.volume import (
     Volume,
+    aligned,
     check_channels,
-    check_same_grid,
     read_image,
     read_label,
     write_volume,
@@ -258,7 +260,7 @@ BAD_IMAGES = {
     "huge gz": (lambda p: huge(p / "a.nii.gz"), "the header promises"),
     "ending": (lambda p: text(p / "a.png"), "unsupported file ending"),
     "2D": (lambda p: save(p / "a.nii.gz", NOISE[0]), "needs three axes"),
-    "5D": (lambda p: save(p / "a.nii.gz", np.ones((2, 2, 2, 1, 3))), "is 5D with shape"),
+    "5D": (lambda p: save(p / "a.nii.gz", np.ones((2, 2, 2, 2, 3))), "is 5D with shape"),
     "NaN": (lambda p: save(p / "a.nii.gz", holed(np.nan)), "NaN or infinite .* in 3 of 512 voxels"),
     "infinite": (lambda p: save(p / "a.nii.gz", holed(-np.inf)), "in 3 of 512 voxels"),
     "too large": (
@@ -347,14 +349,14 @@ def grid(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[Volume, Volum
 def test_rounded_header_is_the_same_grid(name: str) -> None:
     affine = GEOMETRIES[name]
     image, label = grid((200, 200, 50), affine)
-    check_same_grid(image, Volume(label.array, np.round(affine, 4)), Path("i"), Path("l"))
-    check_same_grid(image, Volume(label.array, affine.astype(np.float32)), Path("i"), Path("l"))
+    aligned(image, Volume(label.array, np.round(affine, 4)), Path("i"), Path("l"))
+    aligned(image, Volume(label.array, affine.astype(np.float32)), Path("i"), Path("l"))
 
 
 def test_header_rounded_at_512_slices() -> None:
     image, label = grid((512, 512, 100), np.diag([0.703125, 0.703125, 1, 1]))
     rounded = Volume(label.array, np.diag([0.7031, 0.7031, 1, 1]))
-    check_same_grid(image, rounded, Path("i"), Path("l"))
+    aligned(image, rounded, Path("i"), Path("l"))
 
 
 def test_shifted_and_scaled_labels_are_refused() -> None:
@@ -365,12 +367,88 @@ def test_shifted_and_scaled_labels_are_refused() -> None:
     with pytest.raises(
         InputError, match=r"l: the label lies up to 1\.25 mm \(0\.5 voxels\) from i"
     ):
-        check_same_grid(image, Volume(label.array, moved), Path("i"), Path("l"))
+        aligned(image, Volume(label.array, moved), Path("i"), Path("l"))
     scaled = affine @ np.diag([1.01, 1, 1, 1])
     with pytest.raises(InputError, match=r"\(0\.19 voxels\)"):
-        check_same_grid(image, Volume(label.array, scaled), Path("i"), Path("l"))
+        aligned(image, Volume(label.array, scaled), Path("i"), Path("l"))
     with pytest.raises(InputError, match=r"20 x 30 x 39 voxels, but i has 20 x 30 x 40"):
-        check_same_grid(image, Volume(label.array[..., 1:], affine), Path("i"), Path("l"))
+        aligned(image, Volume(label.array[..., 1:], affine), Path("i"), Path("l"))
+
+
+def image_and_label(affine: np.ndarray) -> tuple[Volume, Volume]:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(1, 4, 5, 6)).astype(np.float32)
+    return Volume(values, affine), Volume(rng.integers(0, 9, (4, 5, 6)).astype(np.int16), affine)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("code", ["RAS", "LPS", "LAS", "SPL", "AIR", "PSR"])
+def test_a_label_along_other_axes_is_turned_onto_its_image(tmp_path, name, code) -> None:
+    """nibabel turns the file; the label must come back voxel by voxel."""
+    image, label = image_and_label(GEOMETRIES[name])
+    other = nib.Nifti1Image(label.array, label.affine).as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(label.affine), nib.orientations.axcodes2ornt(code)
+        )
+    )
+    nib.save(other, tmp_path / "label.nii.gz")
+    turned = aligned(image, read_label(tmp_path / "label.nii.gz"), Path("i"), Path("l"))
+    np.testing.assert_array_equal(turned.array, label.array)
+    np.testing.assert_array_equal(turned.affine, image.affine)
+    assert turned.array.flags.c_contiguous
+
+
+def test_a_turned_label_of_another_grid_is_refused_with_the_numbers() -> None:
+    image, label = image_and_label(np.eye(4))
+    flipped = np.diag([-1.0, -1, 1, 1])  # the same axes the other way round, but not the same place
+    with pytest.raises(InputError, match=r"the label lies up to .* mm \(4 voxels\) from i"):
+        aligned(image, Volume(label.array, flipped), Path("i"), Path("l"))
+    with pytest.raises(InputError, match=r"l: the mask has 6 x 4 x 5 voxels, but i has 4 x 5 x 6"):
+        aligned(image, Volume(label.array.transpose(2, 0, 1), np.eye(4)), Path("i"), Path("l"),
+                "mask")  # fmt: skip
+
+
+def test_a_cube_is_turned_by_its_axes_and_not_by_its_shape() -> None:
+    affine = GEOMETRIES["oblique"]
+    values = np.random.default_rng(0).integers(0, 9, (5, 5, 5)).astype(np.int16)
+    swapped = Volume(values.transpose(1, 0, 2), affine[:, [1, 0, 2, 3]])
+    image = Volume(np.zeros((1, 5, 5, 5), np.float32), affine)
+    np.testing.assert_array_equal(aligned(image, swapped, Path("i"), Path("l")).array, values)
+
+
+def test_a_label_lies_on_its_image_by_either_of_two_transforms() -> None:
+    """Drawn in a program that takes the qform, on a scan of which the sform counts here."""
+    image, label = image_and_label(GEOMETRIES["oblique"])
+    other = GEOMETRIES["flipped"]
+    forms = Forms(image.affine, 4, other, 1, np.array([0.5, 0.75, 2]))
+    image = replace(image, forms=forms)
+    drawn = Volume(label.array[::-1], other @ np.diag([-1, 1, 1, 1]) + _shift(other, 3))
+    for found in (
+        aligned(image, Volume(label.array, other), Path("i"), Path("l")),
+        aligned(image, label, Path("i"), Path("l")),
+        aligned(image, drawn, Path("i"), Path("l")),
+        aligned(Volume(image.array, other), replace(label, forms=forms), Path("i"), Path("l")),
+    ):
+        np.testing.assert_array_equal(found.array, label.array)
+    with pytest.raises(InputError, match="voxels\\) from i"):
+        aligned(image, Volume(label.array, np.eye(4)), Path("i"), Path("l"))
+
+
+def _shift(affine: np.ndarray, voxels: int) -> np.ndarray:
+    """What moves an origin by voxels along the first axis."""
+    shift = np.zeros((4, 4))
+    shift[:3, 3] = voxels * affine[:3, 0]
+    return shift
+
+
+def test_channels_along_other_axes_are_turned_onto_the_first(tmp_path: Path) -> None:
+    affine = GEOMETRIES["oblique"]
+    first, second = nib.Nifti1Image(NOISE, affine), nib.Nifti1Image(NOISE * 2, affine)
+    turn = nib.orientations.axcodes2ornt("PSR")
+    nib.save(first, tmp_path / "a_0000.nii.gz")
+    nib.save(second.as_reoriented(turn), tmp_path / "a_0001.nii.gz")
+    image = read_image([tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"])
+    np.testing.assert_array_equal(image.array, np.stack([NOISE, NOISE * 2]))
 
 
 @pytest.mark.parametrize(

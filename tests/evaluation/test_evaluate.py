@@ -262,6 +262,18 @@ def test_another_grid_is_refused(folders: tuple[Path, Path], array, spacing) -> 
         evaluate(predictions, labels)
 
 
+def test_files_along_other_axes_are_compared_in_space(folders: tuple[Path, Path]) -> None:
+    predictions, labels = folders
+    before = evaluate(predictions, labels)
+    for path in labels.glob("*.nii.gz"):
+        label = nib.load(path)
+        turned = label.as_reoriented(nib.orientations.axcodes2ornt("PLI"))
+        nib.save(turned, path)
+    after = evaluate(predictions, labels)
+    assert after["cases"] == before["cases"]
+    assert after["mean"] == before["mean"]
+
+
 def test_a_value_that_is_not_declared(folders: tuple[Path, Path]) -> None:
     predictions, labels = folders
     declare(labels, {"background": 0, "only": 1})

@@ -20,7 +20,7 @@ from rich.console import Console
 from scipy import ndimage
 
 from dcamt.data.formats import dicom
-from dcamt.data.volume import Volume, check_same_grid, read_image, read_label, write_volume
+from dcamt.data.volume import Volume, aligned, read_image, read_label, write_volume
 from dcamt.errors import InputError
 from dcamt.files import holds, refuse_links, remove_temporary, write_text
 
@@ -113,7 +113,7 @@ def make_left_atrium(case: str, image_path: Path, label_path: Path) -> tuple[Vol
     The crop is the atrium's box with 10 to 20 voxels more on each side, drawn by the case's name.
     """
     image, label = read_image([image_path]), read_label(label_path)
-    check_same_grid(image, label, image_path, label_path)
+    label = aligned(image, label, image_path, label_path)
     if not set(np.unique(label.array)) <= {0, LA_ATRIUM}:
         raise InputError(
             f"{label_path}: holds other values than 0 and {LA_ATRIUM}; give the challenge's files"

@@ -36,6 +36,8 @@ OTHER_FORMATS = (
 )
 COMPRESSED = (".bz2", ".xz", ".zst")
 LITERATURE = "mri_norm2.h5"
+MOST_GUESSED = 16
+"""Volumes of one scan that are taken for channels where nothing declares them."""
 VOLUMES_AT_ONCE = 4
 """Whole scans that are in memory while a data set is read, however many cores there are."""
 
@@ -53,6 +55,7 @@ class Case:
 class Dataset:
     """What a data set declares, and its cases sorted by name.
 
+    channels: names in order; () while unknown (see survey).
     classes: names by label value, the first is background; () while unknown (see survey).
     ignore: label value of voxels that nobody annotated.
     codes: what classes are, for DICOM.
@@ -119,7 +122,7 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
     channels = dataset.channels
     if not described:
         count = 1 + max((max(files) for files in (*grouped.values(), *more.values())), default=0)
-        channels = tuple(f"channel_{i}" for i in range(count)) if by_channel else ("image",)
+        channels = tuple(f"channel_{i}" for i in range(count)) if by_channel else ()
 
     cases = []
     for case in sorted({*grouped, *more}):
@@ -224,6 +227,19 @@ def check_label_values(values: Iterable[int], classes: int, ignore: int | None, 
             f"declares 0 to {classes - 1}{'' if ignore is None else f' and {ignore} (ignore)'}; "
             "remap the label or declare the class in dataset.json"
         )
+
+
+def channels_from_count(count: int, path: Path) -> tuple[str, ...]:
+    """Channel names where neither dataset.json nor file names tell; the image is ``path``.
+
+    Raises InputError for so many volumes that they are more likely a time series.
+    """
+    if count > MOST_GUESSED:
+        raise InputError(
+            f"{path}: holds {count} volumes along its fourth axis, as a time series does; keep "
+            "one, or declare the channels in a dataset.json if they are channels"
+        )
+    return tuple(f"channel_{i}" for i in range(count)) if count > 1 else ("image",)
 
 
 def classes_from_values(values: Iterable[int], root: Path) -> tuple[str, ...]:

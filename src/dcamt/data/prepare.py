@@ -23,11 +23,11 @@ from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, check_label_values
 from dcamt.data.formats import parts_of
 from dcamt.data.space import label_to_network, to_network
 from dcamt.data.survey import Volumes
-from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
+from dcamt.data.volume import aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.files import atomic, remove_abandoned
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised when prepared arrays change meaning, or their files change form."""
 _CHECKSUM_BYTES = 8
 
@@ -100,7 +100,7 @@ def read_case(case: Case, channels: Sequence[str]) -> Volumes:
     if case.label is None:
         return image, None
     label = read_label(case.label)
-    check_same_grid(image, label, case.images[0], case.label)
+    label = aligned(image, label, case.images[0], case.label)
     return image, label
 
 

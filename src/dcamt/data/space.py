@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
 from dcamt.config import Normalization, Plan
+from dcamt.data.grid import reorient
 from dcamt.data.volume import Volume
 from dcamt.losses.overlap import IGNORE
 from dcamt.memory import check_fits
@@ -43,7 +44,7 @@ def place(image: Volume, orientation: str, crop: bool) -> tuple[Array, Placement
     """
     wanted = orientations.axcodes2ornt(tuple(orientation))
     axes = orientations.ornt_transform(orientations.io_orientation(image.affine), wanted)
-    array = _reorient(image.array, axes)
+    array = reorient(image.array, axes)
     box = (slice(None), slice(None), slice(None))
     if crop:
         content = (array != 0).any(0)
@@ -52,13 +53,6 @@ def place(image: Volume, orientation: str, crop: bool) -> tuple[Array, Placement
     array = array[:, *box]
     cropped = (array.shape[1], array.shape[2], array.shape[3])
     return array, Placement(image.shape, image.affine, axes, box, cropped)
-
-
-def labels_outside(label: Volume, placement: Placement) -> int:
-    """Labelled voxels of a label on the scan's grid that the crop leaves out."""
-    array = _reorient(label.array[None], placement.axes)[0]
-    kept = array[placement.box]
-    return int(np.count_nonzero(array)) - int(np.count_nonzero(kept))
 
 
 def spacing_along(image: Volume, placement: Placement) -> tuple[float, float, float]:
@@ -87,7 +81,7 @@ def to_network(image: Volume, plan: Plan) -> tuple[NDArray[np.float32], Placemen
 
 def label_to_network(label: Volume, placement: Placement, plan: Plan) -> NDArray[np.int8]:
     """A label on the voxels of the prepared image, ``(x, y, z)`` int8, ignored voxels as IGNORE."""
-    array = _reorient(label.array[None], placement.axes)[0][placement.box].astype(np.int16)
+    array = reorient(label.array, placement.axes)[placement.box].astype(np.int16)
     if plan.ignore is not None:
         array[array == plan.ignore] = IGNORE
     shape = resampled_shape(placement.cropped, spacing_along(label, placement), plan)
@@ -103,6 +97,17 @@ def label_to_network(label: Volume, placement: Placement, plan: Plan) -> NDArray
     return result.numpy()
 
 
+def lost_labels(label: Volume, placement: Placement) -> tuple[int, int]:
+    """Labelled voxels (values above 0) that the crop cuts away, and labelled voxels in all.
+
+    The crop follows the image alone, so that training and prediction see one and the same; a label
+    outside it can be neither learnt nor found.
+    """
+    labelled = reorient(label.array, placement.axes) > 0
+    there = int(np.count_nonzero(labelled))
+    return there - int(np.count_nonzero(labelled[placement.box])), there
+
+
 def restore(values: torch.Tensor, placement: Placement) -> NDArray[np.float32]:
     """Prepared values ``(N, x, y, z)`` on the scan's own voxels, ``(N, X, Y, Z)`` float32.
 
@@ -111,7 +116,7 @@ def restore(values: torch.Tensor, placement: Placement) -> NDArray[np.float32]:
     full = np.zeros((len(values), *_reoriented(placement)), np.float32)
     for k in range(len(values)):  # one by one: a second copy of all of them would be the peak
         full[k, *placement.box] = _resample(values[k : k + 1].float(), placement.cropped)[0]
-    return _reorient(full, _inverse(placement.axes))
+    return reorient(full, _inverse(placement.axes))
 
 
 def normalize(
@@ -143,12 +148,6 @@ def _extent(content: NDArray[np.bool_], axis: int) -> slice:
     others = tuple(a for a in range(3) if a != axis)
     where = np.flatnonzero(content.any(others))
     return slice(int(where[0]), int(where[-1]) + 1)
-
-
-def _reorient(array: Array, axes: NDArray[np.float64]) -> Array:
-    """Permute and flip the last three axes of ``(N, X, Y, Z)``."""
-    moved: Array = orientations.apply_orientation(np.moveaxis(array, 0, -1), axes)
-    return np.moveaxis(moved, -1, 0)
 
 
 def _inverse(axes: NDArray[np.float64]) -> NDArray[np.float64]:

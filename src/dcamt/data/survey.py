@@ -17,12 +17,13 @@ from dcamt.data.dataset import (
     VOLUMES_AT_ONCE,
     Case,
     Dataset,
+    channels_from_count,
     check_label_values,
     classes_from_values,
 )
 from dcamt.data.plan import ANISOTROPIC, Fingerprint, check_plan, make_plan
-from dcamt.data.space import Shape, labels_outside, place, resampled_shape, spacing_along
-from dcamt.data.volume import Volume, check_channels, check_same_grid, read_image, read_label
+from dcamt.data.space import Shape, lost_labels, place, resampled_shape, spacing_along
+from dcamt.data.volume import Volume, aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.memory import most_memory
 
@@ -55,11 +56,12 @@ class Intensity:
 class Grid:
     """Sizes of a case's image.
 
-    size: voxels along the file's own axes; spacing: mm along these. whole, cropped: voxels along
-    the prepared axes, of the scan and of the box of what is not zero; along: mm along these.
-    inside: share of the voxels that are not zero.
+    channels: how many. size: voxels along the file's own axes; spacing: mm along these. whole,
+    cropped: voxels along the prepared axes, of the scan and of the box of what is not zero; along:
+    mm along these. inside: share of the voxels that are not zero.
     """
 
+    channels: int
     size: Shape
     spacing: tuple[float, float, float]
     whole: Shape
@@ -127,6 +129,7 @@ def survey(
         looks = tuple(pool.map(at, dataset.cases))
     errors: list[str] = []
     dataset, of_classes = _with_classes(dataset, looks)
+    dataset, of_channels = _with_channels(dataset, looks)
     for case, look in zip(dataset.cases, looks, strict=True):
         errors += look.errors
         if case.label is not None and look.label_voxels is not None and dataset.classes:
@@ -135,7 +138,7 @@ def survey(
                 check_label_values(look.label_voxels, count, dataset.ignore, case.label)
     learnt = [look for look in looks if look.name in training]
     warnings = _remarks(looks) + _never_shown(dataset, learnt)
-    errors += of_classes + _nothing_shown(dataset, learnt)
+    errors += of_channels + of_classes + _nothing_shown(dataset, learnt)
     chosen: Plan | None = None
     if not errors:
         with _collecting(errors):
@@ -184,23 +187,25 @@ def _look(case: Case, dataset: Dataset, data: DataConfig, intensities: bool, roo
     label: Volume | None = None
     with _collecting(errors):
         image = read_image(case.images)
-        check_channels(image, dataset.channels, case.images[0])
+        if dataset.channels:
+            check_channels(image, dataset.channels, case.images[0])
     if case.label is not None:
         with _collecting(errors):
             label = read_label(case.label)
         with _collecting(errors):
             if image is not None and label is not None:
-                check_same_grid(image, label, case.images[0], case.label)
+                label = aligned(image, label, case.images[0], case.label)
     grid, lost = None, 0
-    foreground = np.empty((0, len(dataset.channels)), np.float32)
+    foreground = np.empty((0, len(image.array) if image else 1), np.float32)
     if image is not None:
         _, placement = place(image, data.orientation, crop=True)
         _, whole = place(image, data.orientation, crop=False)
         share = float(np.count_nonzero((image.array != 0).any(0))) / image.array[0].size
         along = spacing_along(image, placement)
-        grid = Grid(image.shape, image.spacing, whole.cropped, placement.cropped, along, share)
+        sizes = image.shape, image.spacing, whole.cropped, placement.cropped
+        grid = Grid(len(image.array), *sizes, along, share)
         if label is not None and not errors:
-            lost = labels_outside(label, placement)
+            lost, _ = lost_labels(label, placement)
             foreground = _foreground(image, label, dataset)
         if not errors:
             room.offer(case.name, image, label)
@@ -290,6 +295,24 @@ def _with_classes(dataset: Dataset, looks: Sequence[Look]) -> tuple[Dataset, lis
         return replace(dataset, classes=classes_from_values(values, dataset.root)), []
     except InputError as error:
         return dataset, [str(error)]
+
+
+def _with_channels(dataset: Dataset, looks: Sequence[Look]) -> tuple[Dataset, list[str]]:
+    """The data set with the first scan's channels where nothing names them, and errors."""
+    pairs = zip(dataset.cases, looks, strict=True)
+    found = [(case.images[0], look.grid.channels) for case, look in pairs if look.grid is not None]
+    if dataset.channels or not found:
+        return dataset, []
+    first, count = found[0]
+    try:
+        named = replace(dataset, channels=channels_from_count(count, first))
+    except InputError as error:
+        return dataset, [str(error)]
+    return named, [
+        f"{path}: the number of channels is {other}, but {first} has {count}; correct one of them"
+        for path, other in found
+        if other != count
+    ]
 
 
 def _shown(learnt: Sequence[Look]) -> set[int]:

@@ -8,23 +8,18 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from dcamt.data.formats import FORMATS, dicom, ending_of
+from dcamt.data.formats import FORMATS, dicom, ending_of, format_of, nifti
 from dcamt.data.formats.guard import Array
 from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Forms, Stored
-from dcamt.errors import InputError
+from dcamt.data.grid import GRID_TOLERANCE, apart, is_sheared, onto, reorient, shear_angle
+from dcamt.errors import CannotHold, InputError
 from dcamt.files import atomic
 
-GRID_TOLERANCE = 0.05
-"""Voxels by which two grids may differ at any corner and still count as the same.
-
-Headers that store 0.7031 for 0.703125 mm differ by 0.02 voxels at the far corner of 512 slices;
-a label drawn on another grid differs by far more.
-"""
 WHOLE_TOLERANCE = 1e-3
 """Distance from a whole number that a label may have: labels stored scaled come back as 0.99999."""
 LARGEST_LABEL = int(np.iinfo(np.int16).max)
@@ -61,9 +56,9 @@ class Volume:
 def read_image(paths: Sequence[Path], series: int | None = None) -> Volume:
     """Read an image: one file per channel, one file of all channels, or a folder of DICOM slices.
 
-    Returns (C, X, Y, Z) float32. ``series`` says which one of several in a DICOM folder, from 1.
-    Raises InputError for files that cannot be read, are not volumes, hold NaN or infinite values,
-    or do not share one grid.
+    Returns (C, X, Y, Z) float32 along the axes of the first file. ``series`` says which one of
+    several in a DICOM folder, from 1. Raises InputError for files that cannot be read, are not
+    volumes, hold NaN or infinite values, or do not share one grid.
     """
     volumes = []
     for path in paths:
@@ -86,8 +81,8 @@ def read_image(paths: Sequence[Path], series: int | None = None) -> Volume:
         channels = array[np.newaxis] if array.ndim == 3 else np.moveaxis(array, -1, 0)
         volumes.append(Volume(channels, stored.affine, stored.forms, stored.remarks))
     first = volumes[0]
-    for path, volume in zip(paths[1:], volumes[1:], strict=True):
-        _check_grids(first, volume, paths[0], path, "channel")
+    for index in range(1, len(volumes)):
+        volumes[index] = aligned(first, volumes[index], paths[0], paths[index], "channel")
     array = np.ascontiguousarray(np.concatenate([v.array for v in volumes]))
     remarks = dict.fromkeys(remark for volume in volumes for remark in volume.remarks)
     return Volume(array, first.affine, first.forms, tuple(remarks))
@@ -126,30 +121,61 @@ def read_label(path: Path) -> Volume:
     return Volume(array, stored.affine, stored.forms, stored.remarks)
 
 
-def write_volume(path: Path, array: Array, affine: Array) -> None:
+def write_volume(path: Path, array: Array, affine: Array, forms: Forms | None = None) -> None:
     """Write a volume (X, Y, Z) in the format that the file's ending names, atomically.
 
     Integers and booleans take the smallest integer type that holds them, other numbers float32.
-    Missing parent folders are made. Raises InputError if the file cannot be written.
+    ``forms`` are the transforms of a NIfTI scan on the same voxels: a NIfTI file gets them as they
+    are. Missing parent folders are made. Raises InputError if the file cannot be written, or the
+    format cannot hold the affine.
     """
     write = FORMATS[_ending(path)].write
     if write is None:
         raise InputError(f"{path}: this format is read only; use .nii.gz, .nrrd or .mha")
     if array.ndim != 3:
         raise ValueError(f"a volume has three axes, not shape {array.shape}")
+    check_can_hold(path, Volume(array, affine, forms))
     dtype: np.dtype[Any] = np.dtype(np.float32)
     if array.dtype.kind in "biu":
         dtype = np.result_type(*(np.min_scalar_type(int(v)) for v in (array.min(), array.max())))
     with atomic(path) as temporary:
-        write(temporary, array.astype(dtype), affine)
+        write(temporary, array.astype(dtype), affine, forms)
 
 
-def check_same_grid(image: Volume, label: Volume, image_path: Path, label_path: Path) -> None:
-    """Raise InputError unless image and label have one shape and one place in space.
+def check_can_hold(path: Path, volume: Volume) -> None:
+    """Raise CannotHold if ``path`` is a NIfTI file, in which many a reader would turn the volume.
 
-    Places are compared at the eight corners; see GRID_TOLERANCE.
+    NIfTI's qform cannot hold axes that are not at right angles, and readers differ in whether they
+    take it or the sform. A volume that was NIfTI itself may be written as it was.
     """
-    _check_grids(image, label, image_path, label_path, "label")
+    if FORMATS[_ending(path)].kind != nifti.KIND or volume.forms is not None:
+        return
+    if is_sheared(volume.affine, volume.shape):
+        raise CannotHold(
+            f"{path}: NIfTI cannot hold this scan in a way that all programs read alike, because "
+            f"its axes are {shear_angle(volume.affine):.3g} degrees off a right angle, as of a "
+            "tilted gantry; write NRRD or MetaImage instead (--format nrrd or mha)"
+        )
+
+
+def aligned(
+    image: Volume, label: Volume, image_path: Path, label_path: Path, what: str = "label"
+) -> Volume:
+    """The label, or whatever ``what`` is, on the image's voxels: axes permuted and flipped to them.
+
+    Nothing is interpolated. Two grids are one if their corners lie on each other (see
+    GRID_TOLERANCE) by one of the transforms that each file has. Raises InputError for any other.
+    """
+    for target, affine in itertools.product(_transforms(image), _transforms(label)):
+        axes, turned = onto(affine, label.shape, target)
+        array = reorient(label.array, axes)
+        if array.shape[-3:] != image.shape:
+            continue
+        if apart(target, turned, image.shape)[1] <= GRID_TOLERANCE:
+            return replace(
+                label, array=np.ascontiguousarray(array), affine=image.affine, forms=image.forms
+            )
+    _refuse_grid(image, label, image_path, label_path, what)
 
 
 def check_channels(image: Volume, channels: Sequence[str], path: Path) -> None:
@@ -157,28 +183,33 @@ def check_channels(image: Volume, channels: Sequence[str], path: Path) -> None:
     if len(image.array) != len(channels):
         raise InputError(
             f"{path}: the number of channels is {len(image.array)}, but the data set names "
-            f"{len(channels)} ({', '.join(channels)}); correct dataset.json or the image"
+            f"{len(channels)} ({', '.join(channels)}); correct the image, or declare its channels "
+            "in dataset.json"
         )
 
 
-def _check_grids(
-    first: Volume, second: Volume, first_path: Path, second_path: Path, what: str
-) -> None:
+def _transforms(volume: Volume) -> list[Array]:
+    """Every affine that a reader may take for the volume's, its own first."""
+    forms = volume.forms
+    others = [] if forms is None else [forms.sform, forms.qform]
+    return [volume.affine, *(other for other in others if other is not None)]
+
+
+def _refuse_grid(
+    image: Volume, label: Volume, image_path: Path, label_path: Path, what: str
+) -> NoReturn:
     advice = f"resample the {what} onto the image's grid, or take the file that belongs to it"
-    if first.shape != second.shape:
+    axes, affine = onto(label.affine, label.shape, image.affine)
+    if reorient(label.array, axes).shape[-3:] != image.shape:
         raise InputError(
-            f"{second_path}: the {what} has {_size(second.shape)} voxels, but {first_path} has "
-            f"{_size(first.shape)}; {advice}"
+            f"{label_path}: the {what} has {_size(label.shape)} voxels, but {image_path} has "
+            f"{_size(image.shape)}; {advice}"
         )
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in first.shape), (1,)))).T
-    apart = (second.affine - first.affine) @ corners  # mm
-    voxels = np.linalg.solve(first.affine[:3, :3], apart[:3])
-    if np.abs(voxels).max() > GRID_TOLERANCE:
-        distance = np.linalg.norm(apart[:3], axis=0).max()
-        raise InputError(
-            f"{second_path}: the {what} lies up to {distance:.3g} mm "
-            f"({np.abs(voxels).max():.3g} voxels) from {first_path}; {advice}"
-        )
+    mm, voxels = apart(image.affine, affine, image.shape)
+    raise InputError(
+        f"{label_path}: the {what} lies up to {mm:.3g} mm ({voxels:.3g} voxels) from {image_path}; "
+        f"{advice}"
+    )
 
 
 def _read(path: Path, dtype: Any, part: Part, series: int | None = None) -> Stored:
@@ -188,8 +219,13 @@ def _read(path: Path, dtype: Any, part: Part, series: int | None = None) -> Stor
     """
     if path.is_dir() and part == "image" and dicom.is_series(path):
         return dicom.read(path, series)
+    if path.is_symlink() and not path.exists():
+        raise InputError(
+            f"{path}: is a link to a file that is not there; fetch it first (git annex get, dvc "
+            "pull), or correct the link"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
-        stored = FORMATS[_ending(path)].read(path, dtype, part)
+        stored = format_of(path).read(path, dtype, part)
     array = stored.array
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dcamt.data.dataset import LITERATURE, read_json, volume_file
 from dcamt.data.formats import hdf5
-from dcamt.data.volume import check_same_grid, read_label
+from dcamt.data.volume import aligned, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import (
     BOTH_EMPTY,
@@ -137,7 +137,7 @@ def _measure(
 ) -> list[Row]:
     """Rows of one case, for the classes that one of the two files holds."""
     prediction, label = read_label(prediction_file), read_label(label_file)
-    check_same_grid(prediction, label, prediction_file, label_file)
+    label = aligned(prediction, label, prediction_file, label_file)
     present: set[int] = set()
     for file, volume in ((prediction_file, prediction), (label_file, label)):
         values = _classes_in(volume.array, ignore)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from dcamt.config import Config
 from dcamt.data.formats import ending_of
 from dcamt.data.formats.dicom_seg import write_segmentation
 from dcamt.data.space import Placement, restore, to_network
-from dcamt.data.volume import check_channels, read_image, write_volume
+from dcamt.data.volume import check_can_hold, check_channels, read_image, write_volume
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.ops.components import keep_largest
@@ -46,19 +47,21 @@ def predict_case(
 ) -> None:
     """Segment one scan and write it to ``output`` in the scan's own geometry.
 
-    The segmentation is uint8 with the scan's size and affine. ``extras`` adds folders beside it:
+    The segmentation is uint8 with the scan's size and affine, and with its sform and qform where
+    both are NIfTI. ``extras`` adds folders beside it:
     probabilities/CASE_CLASS.nii.gz (0 to 1), uncertainty/CASE_entropy.nii.gz (0 certain to 1) and
     uncertainty/CASE_disagreement.nii.gz (total variation between two branches, 0 to 1), all
     float32 and in the format of ``output``, and dicom-seg/CASE.dcm. ``series`` says which one of
-    several in a DICOM folder. Raises InputError if the scan cannot be read or has other channels
-    than the run was trained on.
+    several in a DICOM folder. Raises InputError if the scan cannot be read, has other channels than
+    the run was trained on, or lies in a way that the format of ``output`` cannot hold.
     """
     plan = config.plan
     assert plan is not None
     image = read_image(images, series)
     check_channels(image, plan.channels, images[0])
+    check_can_hold(output, image)
     array, placement = to_network(image, plan)
-    affine = image.affine
+    write = partial(write_volume, affine=image.affine, forms=image.forms)
     del image  # a large scan and its probabilities are each most of the memory
     branches = branch_probabilities(
         predictor,
@@ -83,17 +86,17 @@ def predict_case(
     if extras.probabilities:
         for k, name in enumerate(plan.classes):
             path = output.parent / "probabilities" / f"{map_name(stem, name)}{ending}"
-            write_volume(path, restored[k], affine)
+            write(path, restored[k])
     if extras.uncertainty:
         maps = {"entropy": entropy(probabilities), "disagreement": disagreement(branches)}
         for name, values in maps.items():
             path = output.parent / "uncertainty" / f"{stem}_{name}{ending}"
-            write_volume(path, restore(values[None], placement)[0], affine)
+            write(path, restore(values[None], placement)[0])
     if extras.dicom_seg:
         path = output.parent / DICOM_SEG / f"{stem}.dcm"
         write_segmentation(path, segmentation, plan.classes, plan.codes, images[0], series)
     # The segmentation comes last: where it exists, the case is done.
-    write_volume(output, segmentation, affine)
+    write(output, segmentation)
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,13 @@ import yaml
 from numpy.typing import NDArray
 
 from dcamt.data.dataset import Dataset, read_dataset
-from dcamt.data.volume import check_same_grid, read_image, read_label
+from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import INVENTED, METRICS, MISSED
 from dcamt.evaluation.statistics import case_means
 from dcamt.files import write_text
 from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
-from dcamt.reporting.run_folder import Run, read_run
+from dcamt.reporting.run_folder import Run, read_run, segmentation_in
 from dcamt.reporting.tables import DASH, TITLES
 
 Row = Mapping[str, Any]
@@ -144,14 +144,14 @@ def _picture(run: Run, dataset: Dataset, name: str, values: Sequence[int]) -> di
     case = next((case for case in dataset.cases if case.name == name), None)
     if case is None or case.label is None:
         raise InputError(f"{dataset.root}: has no labelled case {name} any more")
-    path = run.folder / "validation" / f"{name}.nii.gz"
+    path = segmentation_in(run.folder / "validation", name)
     image, reference, prediction = (
         read_image(case.images),
         read_label(case.label),
         read_label(path),
     )
-    check_same_grid(image, reference, case.images[0], case.label)
-    check_same_grid(image, prediction, case.images[0], path)
+    reference = aligned(image, reference, case.images[0], case.label)
+    prediction = aligned(image, prediction, case.images[0], path, "segmentation")
     figure = plot_planes(image.array[0], reference.array, prediction.array, image.affine, values)
     picture = {"image": data_uri(figure, "png")}
     angle = oblique_angle(image.affine)

@@ -151,3 +151,9 @@ def _number(cell: str | None) -> float:
     except (ValueError, TypeError):  # text, or more cells than there are columns
         return math.nan
     return number if math.isfinite(number) else math.nan
+
+
+def segmentation_in(folder: Path, case: str) -> Path:
+    """The file of a case among a run's segmentations: NRRD where NIfTI cannot hold its place."""
+    nrrd = folder / f"{case}.nrrd"
+    return nrrd if nrrd.is_file() else folder / f"{case}.nii.gz"

@@ -1,26 +1,33 @@
-"""Formats by file ending. One reader and one writer each; dcamt.data.volume is the door to them."""
+"""Formats by file ending. One reader and one writer each; dcamt.data.volume is the door to them.
+
+The ending says what to look for and what to write. What is read is told by its content.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dcamt.data.formats import hdf5, metaimage, nifti, nrrd
-from dcamt.data.formats.guard import Array
+from dcamt.data.formats.content import is_packed, kind_of, other_kind, start_of
+from dcamt.data.formats.guard import Array, file_size, reading
 from dcamt.data.formats.hdf5 import Part
-from dcamt.data.formats.stored import Stored
+from dcamt.data.formats.stored import Forms, Stored
+from dcamt.errors import InputError
 
 Reader = Callable[[Path, Any, Part], Stored]
-Writer = Callable[[Path, Array, Array], None]
+Writer = Callable[[Path, Array, Array, Forms | None], None]
 
 
 @dataclass(frozen=True)
 class Format:
-    """read(path, dtype, part) gives what is stored, write(path, array, affine) stores it.
+    """read(path, dtype, part) gives what is stored, write(path, array, affine, forms) stores it.
 
-    data_file(path) tells which file beside a header holds its data, if one does.
+    kind is what messages call it. data_file(path) tells which file beside a header holds its data,
+    if one does.
     """
 
+    kind: str
     read: Reader
     write: Writer | None = None
     data_file: Callable[[Path], Path | None] | None = None
@@ -31,14 +38,25 @@ def _one_volume(read: Callable[[Path, Any], Stored]) -> Reader:
     return lambda path, dtype, part: read(path, dtype)
 
 
+def _without_forms(write: Callable[[Path, Array, Array], None]) -> Writer:
+    """A writer of files that hold one transform."""
+    return lambda path, array, affine, forms: write(path, array, affine)
+
+
+_NIFTI = Format(nifti.KIND, _one_volume(nifti.read), nifti.write)
+_NRRD = Format(nrrd.KIND, _one_volume(nrrd.read), _without_forms(nrrd.write), nrrd.data_file)
+_META = Format(
+    metaimage.KIND, _one_volume(metaimage.read), _without_forms(metaimage.write),
+    metaimage.data_file,
+)  # fmt: skip
 FORMATS = {
-    ".nii.gz": Format(_one_volume(nifti.read), nifti.write),
-    ".nii": Format(_one_volume(nifti.read), nifti.write),
-    ".nrrd": Format(_one_volume(nrrd.read), nrrd.write),
-    ".nhdr": Format(_one_volume(nrrd.read), data_file=nrrd.data_file),
-    ".mha": Format(_one_volume(metaimage.read), metaimage.write),
-    ".mhd": Format(_one_volume(metaimage.read), data_file=metaimage.data_file),
-    ".h5": Format(hdf5.read, hdf5.write),
+    ".nii.gz": _NIFTI,
+    ".nii": _NIFTI,
+    ".nrrd": _NRRD,
+    ".nhdr": replace(_NRRD, write=None),
+    ".mha": _META,
+    ".mhd": replace(_META, write=None),
+    ".h5": Format(hdf5.KIND, hdf5.read, _without_forms(hdf5.write)),
 }
 """By ending. A folder of DICOM slices is the one format without an ending: see dicom.py."""
 
@@ -48,6 +66,29 @@ def ending_of(name: str) -> str | None:
     return next((ending for ending in FORMATS if name.lower().endswith(ending)), None)
 
 
+def format_of(path: Path) -> Format:
+    """The format to read a file by: the one its content shows, and by its ending if it shows none.
+
+    Raises InputError for an ending that is not listed, a file that cannot be read, and content that
+    is known to be something else.
+    """
+    ending = ending_of(path.name)
+    if ending is None:
+        raise InputError(f"{path}: unsupported file ending; use one of {', '.join(FORMATS)}")
+    with reading(path, FORMATS[ending].kind):
+        file_size(path)
+        start, packed = start_of(path), is_packed(path)
+    kind = kind_of(start)
+    if kind is None:
+        other = other_kind(start)
+        if other is not None:
+            raise InputError(f"{path}: is no {FORMATS[ending].kind} file but {other}")
+        return FORMATS[ending]
+    if packed and kind != nifti.KIND:
+        raise InputError(f"{path}: is a {kind} file packed with gzip; unpack it with gunzip")
+    return next(known for known in FORMATS.values() if known.kind == kind)
+
+
 def parts_of(path: Path) -> list[Path]:
     """The files a volume consists of, by which a change of it is told.
 
@@ -55,8 +96,7 @@ def parts_of(path: Path) -> list[Path]:
     """
     if path.is_dir():
         return [path, *sorted(path.iterdir())]
-    ending = ending_of(path.name)
-    find = FORMATS[ending].data_file if ending else None
+    find = format_of(path).data_file if ending_of(path.name) else None
     detached = find(path) if find else None
     return [path] if detached is None else [path, detached]
 

@@ -7,6 +7,7 @@ over becomes one InputError.
 
 import contextlib
 import io
+import os
 import stat
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dcamt.data.grid import is_usable
 from dcamt.errors import InputError
 from dcamt.memory import most_memory
 
@@ -25,6 +27,7 @@ HEADER_LIMIT = 1 << 16
 WORKING_BYTES = 12
 """Memory that one voxel takes while it is read: as stored, as float32 and as a copy of that."""
 _PIECE = 1 << 16
+_MOST_LINKS = 40
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -123,26 +126,60 @@ def inflate(path: Path, data: bytes, size: int) -> bytes:
 def beside(header: Path, name: str) -> Path:
     """The data file that ``header`` names, which must lie in its folder or below.
 
-    Anything else, links included, could make a stranger's header read files of the user.
+    A link beside the header may lead out of the folder only into the store of a data manager; see
+    _of_store. Anything else could make a stranger's header read files of the user.
     """
-    folder = header.resolve().parent
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder):
-        raise InputError(
-            f"{header}: names a data file outside its own folder; put the file beside the header"
-        )
-    if not path.is_file():
+    places = _places(header.absolute())
+    place = next((place for place in places if os.path.lexists(place.parent / name)), places[-1])
+    entry = place.parent / name
+    path = entry.resolve()
+    linked = Path(name).name == name and entry.is_symlink()
+    if path.is_relative_to(place.parent.resolve()) or (linked and _of_store(place, path)):
+        if path.is_file():
+            return path
+        if linked:
+            raise InputError(
+                f"{header}: its data file {name} is a link to a file that is not there; fetch it "
+                "first (git annex get, dvc pull), or copy it beside the header"
+            )
         raise InputError(
             f"{header}: its data file {path.name} is missing; put it beside the header"
         )
-    return path
+    if linked:
+        raise InputError(
+            f"{header}: its data file {name} is a link that leads out of its own folder; copy the "
+            "file itself there"
+        )
+    raise InputError(
+        f"{header}: names a data file outside its own folder; put the file beside the header"
+    )
+
+
+def _places(path: Path) -> list[Path]:
+    """A file as it was given, and what it leads to link by link."""
+    places = [path]
+    while places[-1].is_symlink() and len(places) < _MOST_LINKS:
+        places.append(places[-1].parent / places[-1].readlink())
+    return places
+
+
+def _of_store(header: Path, data: Path) -> bool:
+    """Whether ``data``, which a link beside ``header`` leads to, is kept by a data manager.
+
+    DataLad, git-annex and DVC keep files in a store and put links in their place. Either both files
+    are links into one store, a folder that does not hold the links themselves; or the data lie in
+    the annex of the very repository that the header, a small text, is part of.
+    """
+    folder = header.parent.resolve()
+    if header.is_symlink():
+        store = Path(os.path.commonpath([header.resolve(), data]))
+        return not folder.is_relative_to(store)
+    return any(data.is_relative_to(up / ".git/annex/objects") for up in (folder, *folder.parents))
 
 
 def check_axes(path: Path, affine: Array) -> None:
     """InputError if the affine gives voxels no size or no volume."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    usable = bool(np.isfinite(affine).all() and np.isfinite(spacing).all() and (spacing > 0).all())
-    if not usable or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
+    if not is_usable(affine):
         raise InputError(
             f"{path}: the header gives no usable geometry (a voxel spacing of 0, or axes that "
             "coincide); convert the volume again from its source"

@@ -32,7 +32,10 @@ Part = Literal["image", "label"]
 
 
 def read(path: Path, dtype: Any, part: Part) -> Stored:
-    """The dataset ``part`` (X, Y, Z), and the affine (voxel -> RAS+ mm). Nothing else is opened."""
+    """The dataset ``part``, (X, Y, Z) or (X, Y, Z, channel), and the affine (voxel -> RAS+ mm).
+
+    Nothing else is opened.
+    """
     with reading(path, KIND):
         size = file_size(path)
         with h5py.File(path, "r") as file:
@@ -45,11 +48,16 @@ def read(path: Path, dtype: Any, part: Part) -> Stored:
                     raise ValueError(AFFINE)
                 affine = np.asarray(file.attrs[AFFINE], dtype=np.float64)
             check_axes(path, affine)
+            channel = _channel_axis(data.shape, part, path)
             array = np.asarray(data[()])
         if array.dtype.kind == "b":
             array = array.astype(np.uint8)
         values = array.astype(array.dtype.newbyteorder("=") if dtype is None else dtype)
-        return Stored(values, affine)
+        if channel is None:
+            return Stored(values, affine)
+        which = "first" if channel == 0 else "last"
+        remark = f"of the four axes of '{part}' the {which} is taken for the channels"
+        return Stored(np.moveaxis(values, channel, -1), affine, remarks=(remark,))
 
 
 def write(path: Path, array: Array, affine: Array) -> None:
@@ -86,12 +94,22 @@ def _dataset(file: h5py.File, part: Part, path: Path) -> h5py.Dataset:
         )
     if data.shape is None or data.dtype.kind not in "iufb":
         raise InputError(f"{path}: '{part}' holds no plain numbers; store it as float32 or uint8")
-    if len(data.shape) != 3 or min(data.shape) < 1:
-        raise InputError(
-            f"{path}: '{part}' has the shape {data.shape}, but a volume has three axes; store it "
-            "as X, Y, Z"
-        )
     return data
+
+
+def _channel_axis(shape: tuple[int, ...], part: Part, path: Path) -> int | None:
+    """The first or last of four axes, as PyTorch and NIfTI have it, that is far the shortest."""
+    if len(shape) == 3 and min(shape) > 0:
+        return None
+    if len(shape) == 4 and min(shape) > 0:
+        for channel in (0, 3):
+            others = shape[1:] if channel == 0 else shape[:3]
+            if shape[channel] == 1 or 2 * shape[channel] <= min(others):
+                return channel
+    raise InputError(
+        f"{path}: '{part}' has the shape {shape}, but a volume has three axes and perhaps one of "
+        "channels, far shorter and first or last; store it as X, Y, Z or C, X, Y, Z"
+    )
 
 
 def _check_storage(data: h5py.Dataset, size: int, path: Path) -> None:

@@ -18,10 +18,12 @@ from dcamt.data.formats.guard import (
     check_axes,
     check_claim,
     contents,
+    file_size,
     inflate,
     reading,
 )
 from dcamt.data.formats.stored import Stored
+from dcamt.data.grid import millimetres
 from dcamt.errors import InputError
 
 KIND = "MetaImage"
@@ -54,7 +56,7 @@ def read(path: Path, dtype: Any) -> Stored:
                 f"{path}: has {len(sizes)} axes and {channels} values per voxel; a volume has "
                 "three axes and perhaps channels, so export it as such"
             )
-        affine = _affine(path, fields, len(sizes))
+        affine, remarks = _affine(path, fields, len(sizes))
         stored = _type(path, fields)
         detached = _beside(path, fields)
         if detached is not None:
@@ -63,13 +65,15 @@ def read(path: Path, dtype: Any) -> Stored:
         array = values.reshape((channels, *sizes), order="F")
         array = array[0] if channels == 1 else np.moveaxis(array, 0, -1)
         values = array.astype(stored.newbyteorder("=") if dtype is None else dtype)
-        return Stored(values, affine)
+        return Stored(values, affine, remarks=remarks)
 
 
 def data_file(path: Path) -> Path | None:
     """The file beside a header that holds its data; None if they follow the header."""
     with reading(path, KIND):
-        fields, _ = _header(contents(path))
+        file_size(path)
+        with path.open("rb") as file:
+            fields, _ = _header(file.read(HEADER_LIMIT))
         return _beside(path, fields)
 
 
@@ -97,6 +101,7 @@ def write(path: Path, array: Array, affine: Array) -> None:
         "Offset": _numbers(lps[:3, 3]),
         "CenterOfRotation": "0 0 0",
         "ElementSpacing": _numbers(spacing),
+        "DistanceUnits": "mm",
         "DimSize": " ".join(map(str, array.shape)),
         "ElementType": TYPES[array.dtype.str[1:]],
         "ElementDataFile": "LOCAL",
@@ -139,8 +144,11 @@ def _type(path: Path, fields: dict[str, str]) -> np.dtype[Any]:
     return np.dtype((">" if _true(msb) else "<") + CODES[name])
 
 
-def _affine(path: Path, fields: dict[str, str], axes: int) -> Array:
-    """The part in space of the transform, whose rows in the file are the axes' directions."""
+def _affine(path: Path, fields: dict[str, str], axes: int) -> tuple[Array, tuple[str, ...]]:
+    """The part in space of the transform, in mm, and what a user should know of it.
+
+    The transform's rows in the file are the axes' directions.
+    """
 
     def numbers(*names: str, default: Array) -> Array:
         text = next((fields[name] for name in names if name in fields), None)
@@ -153,9 +161,10 @@ def _affine(path: Path, fields: dict[str, str], axes: int) -> Array:
     affine = np.eye(4)
     affine[:3, :3] = directions[:3, :3].T * spacing[:3]
     affine[:3, 3] = numbers("Offset", "Position", "Origin", default=np.zeros(axes))[:3]
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    (factor,), remarks = millimetres([fields.get("DistanceUnits", "mm")])
+    affine = np.diag([-factor, -factor, factor, 1.0]) @ affine
     check_axes(path, affine)
-    return affine
+    return affine, remarks
 
 
 def _values(

@@ -20,10 +20,12 @@ from dcamt.data.formats.guard import (
     check_axes,
     check_claim,
     contents,
+    file_size,
     inflate,
     reading,
 )
 from dcamt.data.formats.stored import Stored
+from dcamt.data.grid import millimetres
 from dcamt.errors import InputError
 
 KIND = "NRRD"
@@ -61,7 +63,7 @@ def read(path: Path, dtype: Any) -> Stored:
         if len(sizes) != int(fields["dimension"]) or min(sizes) < 1:
             raise ValueError("sizes")
         channel = _channel_axis(path, fields, sizes)
-        affine = _affine(path, fields, channel)
+        affine, remarks = _affine(path, fields, channel)
         detached = _beside(path, fields)
         if detached is not None:
             content, start = contents(detached), 0
@@ -69,13 +71,15 @@ def read(path: Path, dtype: Any) -> Stored:
         if channel is not None:
             array = np.moveaxis(array, channel, -1)
         values = array.astype(stored.newbyteorder("=") if dtype is None else dtype)
-        return Stored(values, affine)
+        return Stored(values, affine, remarks=remarks)
 
 
 def data_file(path: Path) -> Path | None:
     """The file beside a header that holds its data; None if they follow the header."""
     with reading(path, KIND):
-        fields, _ = _header(path, contents(path))
+        file_size(path)
+        with path.open("rb") as file:
+            fields, _ = _header(path, file.read(HEADER_LIMIT))
         return _beside(path, fields)
 
 
@@ -101,6 +105,7 @@ def write(path: Path, array: Array, affine: Array) -> None:
         "endian: little",
         "encoding: gzip",
         f"space origin: {vectors[3]}",
+        'space units: "mm" "mm" "mm"',
     )
     values = array.astype(array.dtype.newbyteorder("<")).tobytes(order="F")
     with path.open("wb") as file:
@@ -124,8 +129,8 @@ def _header(path: Path, content: bytes) -> tuple[dict[str, str], int]:
         start = end + 1
         if not line:
             break
-        key, found, value = line.partition(": ")
-        if found and ":=" not in key and not line.startswith("#"):
+        key, found, value = line.partition(":")  # "KEY:=VALUE" is another's own
+        if found and not value.startswith("=") and not line.startswith("#"):
             key = key.strip().lower()
             if key in fields:
                 raise ValueError("field given twice")
@@ -159,31 +164,48 @@ def _channel_axis(path: Path, fields: dict[str, str], sizes: tuple[int, ...]) ->
     return aside[0] if aside else None
 
 
-def _affine(path: Path, fields: dict[str, str], channel: int | None) -> Array:
+def _affine(
+    path: Path, fields: dict[str, str], channel: int | None
+) -> tuple[Array, tuple[str, ...]]:
+    """The affine in mm, and what a user should know of it.
+
+    The unit is that of the space where the axes have directions in it, and the axes' own otherwise.
+    """
     affine = np.eye(4)
+    unit = fields.get("space units", "")
     if "space directions" in fields:
         vectors = [v for v in _vectors(fields["space directions"]) if v is not None]
         affine[:3, :3] = np.array(vectors, dtype=np.float64).T
     elif "spacings" in fields:
-        spacings = [float(value) for value in fields["spacings"].split()]
-        if channel is not None:
-            del spacings[channel]
-        affine[:3, :3] = np.diag(spacings)
+        affine[:3, :3] = np.diag([float(v) for v in _in_space(fields["spacings"], channel)])
+        unit = fields.get("units", unit)
     if "space origin" in fields:
         (origin,) = _vectors(fields["space origin"])
         affine[:3, 3] = origin
+    units = _in_space(unit, channel) or ["mm"] * 3
+    factors, remarks = millimetres(units)
     signs = TO_RAS.get(fields.get("space", "").lower(), (-1, -1, 1))
-    affine = np.diag([*signs, 1.0]) @ affine
+    affine = np.diag([*signs, 1.0]) @ np.diag([*factors, 1.0]) @ affine
     check_axes(path, affine)
-    return affine
+    return affine, remarks
+
+
+def _in_space(text: str, channel: int | None) -> list[str]:
+    """Three values of a field, quoted or not, without the one of an axis that is not in space."""
+    values = re.findall(r'"([^"]*)"', text) or text.split()
+    if channel is not None and len(values) > 3:
+        del values[channel]
+    return values
 
 
 def _vectors(text: str) -> list[tuple[float, ...] | None]:
+    """A vector for each axis; None where the axis is not in space, which old files say by NaN."""
     found = re.findall(r"none|\([^()]*\)", text)
-    return [
+    vectors = [
         None if part == "none" else tuple(float(value) for value in part[1:-1].split(","))
         for part in found
     ]
+    return [None if vector and np.isnan(vector).all() else vector for vector in vectors]
 
 
 def _values(

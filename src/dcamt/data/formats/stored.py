@@ -9,13 +9,15 @@ from dcamt.data.formats.guard import Array
 class Forms:
     """The two transforms of a NIfTI header, each (4, 4) float64, voxel -> RAS+ mm, and its code.
 
-    A code of 0 says that the header does not hold the transform; it is None then.
+    A code of 0 says that the header does not hold the transform; it is None then. spacing: voxel
+    size (3,) in mm, which the header holds apart and some readers prefer to that of the sform.
     """
 
     sform: Array | None
     sform_code: int
     qform: Array | None
     qform_code: int
+    spacing: Array
 
 
 @dataclass(frozen=True, eq=False)
