@@ -1,5 +1,6 @@
 """Writing files so that a final name never holds half a file, and reading small ones safely."""
 
+import json
 import os
 import platform
 import stat
@@ -7,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from dcamt.errors import InputError, Unwritable
 
@@ -146,6 +148,7 @@ def read_text(path: Path) -> str:
     Raises InputError for what cannot be read, is no regular file (a pipe never ends), is larger
     than a text file of this program can be, or is not UTF-8.
     """
+    check_target(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -159,6 +162,37 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not plain text (UTF-8); save it as such") from None
+
+
+def check_target(path: Path) -> None:
+    """InputError for a link whose target is not there, as git-annex leaves it until it is fetched.
+
+    A system says of such a link that there is no such file, though its name stands in the folder.
+    """
+    if path.is_symlink() and not path.exists():
+        raise InputError(
+            f"{path}: is a link whose target is not there; fetch its content (such as by 'datalad "
+            "get' or 'git annex get') or mend the link"
+        )
+
+
+def parse_json(path: Path) -> Any:
+    """What a JSON file holds; InputError if it is none."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "a value"
+        raise InputError(
+            f"{path}: cannot be read (not valid JSON: {where}); correct the file"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError if there is none."""
+    content = parse_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object {{...}}, not a list or a single value")
+    return content
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:

@@ -109,7 +109,8 @@ def inspect(root: Path, splits: Path | None = None) -> Inspection:
         with _collecting(errors):
             values = {value for case in cases for value in case.label_voxels or ()}
             dataset = replace(dataset, classes=classes_from_values(values, root))
-    warnings = [
+    warnings = list(dataset.notes)
+    warnings += [
         f"{_names(names)} ({len(names)} of {len(cases)} cases): {remark}"
         for remark, names in notes.items()
     ]

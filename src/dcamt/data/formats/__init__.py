@@ -9,6 +9,7 @@ from dcamt.data.formats import hdf5, metaimage, nifti, nrrd
 from dcamt.data.formats.guard import Array
 from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Stored
+from dcamt.files import check_target
 
 Reader = Callable[[Path, Any, Part], Stored]
 Writer = Callable[[Path, Array, Array], None]
@@ -51,8 +52,10 @@ def ending_of(name: str) -> str | None:
 def parts_of(path: Path) -> list[Path]:
     """The files a volume consists of, by which a change of it is told.
 
-    Slices of a DICOM folder, and the data file that a detached header names.
+    Slices of a DICOM folder, and the data file that a detached header names. Raises InputError for
+    a link whose target is not there.
     """
+    check_target(path)
     if path.is_dir():
         return [path, *sorted(path.iterdir())]
     ending = ending_of(path.name)
