@@ -175,10 +175,12 @@ def _labels_alone(
     """Problems of labels that belong to no case."""
     problems = []
     for name, path in labels.items():
+        if name in cases:
+            continue
         case = labelled_case(name)
         if case is not None and case in cases:
             problems.append(f"{path}: case {case} has another label as well; remove one")
-        elif name not in cases:
+        else:
             problems.append(
                 f"{path}: the label has no image in {images}; add {image_name(name, by_channel)} "
                 "or remove the label"
@@ -204,6 +206,8 @@ def _notes_on_training(
 
 def _notes_on_tests(root: Path) -> list[str]:
     """Scans that nnU-Net and the Decathlon keep for testing."""
+    if not (root / "imagesTs").is_dir():
+        return []
     files = volumes_in(root / "imagesTs", [], [])
     labels = volumes_in(root / "labelsTs", [], [])
     scans = group_channels(files, is_by_channel(list(files), labels), [])
@@ -332,8 +336,7 @@ def _check_count(classes: Sequence[str], path: Path) -> None:
 def _layout(root: Path) -> tuple[Path, Path]:
     """Folders of images and labels; one and the same where a file holds both."""
     for images, labels in (("imagesTr", "labelsTr"), ("images", "labels")):
-        for folder in (root / images, root / labels):
-            check_target(folder)
+        check_target(root / images)
         if not (root / images).is_dir():
             continue
         if images == "imagesTr" and not (root / FILE).exists():

@@ -158,7 +158,9 @@ def _by_number(path: Path, key: str, entries: Any) -> dict[int, str]:
                 "supported; give each value one name of its own",
             )
         if not _is_number(number):
-            raise _wrong(path, key, f"gives {name!r} the value {_short(number)}: no whole number")
+            raise _wrong(
+                path, key, f"gives {name!r} the value {_short(number)}, no whole number from 0"
+            )
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise _wrong(path, key, f"names {number} {_short(name)}, which is no plain text")
         if int(number) in names:

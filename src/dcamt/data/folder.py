@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dcamt.data.formats import FORMATS, dicom, file_stem
+from dcamt.files import check_target
 
 OTHER_FORMATS = (
     *(".hdr", ".img", ".mgz", ".npy", ".npz", ".hdf5", ".png", ".tif", ".tiff"),
@@ -58,8 +59,10 @@ def scan_file(path: Path) -> tuple[str, Path] | None:
 def volumes_in(folder: Path, problems: list[str], unread: list[Path]) -> dict[str, Path]:
     """Volumes by name, sorted; hidden files, sidecars and what systems leave are passed over.
 
-    Folders that are neither are added to ``unread``.
+    Folders that are neither are added to ``unread``. Raises InputError for a folder that is a link
+    to what is not there; one that does not exist is empty.
     """
+    check_target(folder)
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if is_of_the_system(path):
