@@ -26,6 +26,11 @@ ABANDONED = 24 * 3600
 TEXT_LIMIT = 1 << 26
 """Bytes that a text file may have; the log of a million iterations has fewer."""
 
+SMALLEST_CONTENT = 1024
+"""Bytes below which a file may be a placeholder."""
+PLACEHOLDERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
+"""What stands in files that git-annex and Git LFS keep elsewhere."""
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -148,7 +153,7 @@ def read_text(path: Path) -> str:
     Raises InputError for what cannot be read, is no regular file (a pipe never ends), is larger
     than a text file of this program can be, or is not UTF-8.
     """
-    check_target(path)
+    check_fetched(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -164,16 +169,30 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: is not plain text (UTF-8); save it as such") from None
 
 
-def check_target(path: Path) -> None:
-    """InputError for a link whose target is not there, as git-annex leaves it until it is fetched.
+def leads_nowhere(path: Path) -> bool:
+    """Whether a path is a link to what is not there, as git-annex leaves what is not fetched.
 
     A system says of such a link that there is no such file, though its name stands in the folder.
     """
-    if path.is_symlink() and not path.exists():
-        raise InputError(
-            f"{path}: is a link whose target is not there; fetch its content (such as by 'datalad "
-            "get' or 'git annex get') or mend the link"
-        )
+    return path.is_symlink() and not path.exists()
+
+
+def check_fetched(path: Path) -> None:
+    """InputError for a file of which there is but the name: its content was never fetched.
+
+    It is a link whose target is not there, or the short text that git-annex and Git LFS put in the
+    place of a content. What is not there at all is not looked for.
+    """
+    advice = "fetch its content ('datalad get', 'git annex get' or 'git lfs pull')"
+    if leads_nowhere(path):
+        raise InputError(f"{path}: is a link whose target is not there; {advice}, or mend the link")
+    try:
+        small = path.is_file() and path.stat().st_size < SMALLEST_CONTENT
+        start = path.read_bytes() if small else b""
+    except OSError:  # whoever reads it says so
+        return
+    if start.startswith(PLACEHOLDERS):
+        raise InputError(f"{path}: is a placeholder of a file that is not there; {advice}")
 
 
 def parse_json(path: Path) -> Any:

@@ -175,6 +175,10 @@ BAD_DESCRIPTIONS: dict[str, tuple[Any, str]] = {
         {"labels": LABELS, "dataset": {"a": {"label": "a.nii"}}},
         "'dataset' has no usable list of files for 'a'",
     ),
+    "listed with control characters": (
+        {"labels": LABELS, "dataset": {"a": {"images": ["\x1b[2J.nii"]}}},
+        "'dataset' has no usable list of files for 'a'",
+    ),
     "listed by a path": (
         {"labels": LABELS, "dataset": {"../a": {"images": ["a.nii"]}}},
         "'dataset' names a case '../a', with characters none may have",

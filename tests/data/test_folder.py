@@ -194,6 +194,23 @@ def test_a_link_to_what_was_not_fetched_is_named(linked: Path, name: str) -> Non
         plan_run(linked, Config(), None, None)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["/annex/objects/MD5E-s99--0cc1.nii.gz\n", "version https://git-lfs.github.com/spec/v1\noid x"],
+)
+def test_a_placeholder_is_no_damaged_file(linked: Path, content: str) -> None:
+    (linked / "labels/b.nii.gz").resolve().write_text(content)
+    (error,) = inspect(linked).errors
+    assert "labels/b.nii.gz: is a placeholder of a file that is not there; fetch its" in error
+
+
+def test_slices_that_were_not_fetched_are_no_empty_folder(tmp_path: Path) -> None:
+    root = touch(tmp_path, "images/a.nii.gz", "images/b/notes.txt")
+    (root / "images/b/000001").symlink_to(root / ".git/annex/x")
+    with pytest.raises(InputError, match="b: holds links whose targets are not there; fetch"):
+        read_dataset(root)
+
+
 def test_only_what_is_used_must_have_been_fetched(linked: Path) -> None:
     (linked / "labels/b.nii.gz").resolve().unlink()
     splits = linked / "splits.json"

@@ -42,7 +42,7 @@ from dcamt.data.folder import (
 from dcamt.data.formats import ending_of, hdf5
 from dcamt.data.volume import Volume, read_label
 from dcamt.errors import InputError
-from dcamt.files import check_target
+from dcamt.files import check_fetched
 
 VOLUMES_AT_ONCE = 4
 """Whole scans that are in memory while a data set is read, however many cores there are."""
@@ -100,7 +100,7 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
 
     Raises InputError only where no data set can be made out at all.
     """
-    check_target(root)
+    check_fetched(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder that holds the data set")
     problems: list[str] = []
@@ -237,11 +237,14 @@ def _cases_listed(root: Path, told: Description, problems: list[str]) -> Found:
         elif None not in images and (label is not None or label_name is None):
             cases.append(Case(name, tuple(image for image in images if image), label))
     used = {image for case in cases for image in case.images}
-    unused = sum(path not in used for path in volumes_in(root / "imagesTr", [], []).values())
-    notes = [
-        f"imagesTr holds {unused} file(s) that {FILE} does not list under 'dataset': they take no "
-        "part in training"
-    ]
+    notes = []
+    for folder in ("imagesTr", "images"):
+        unused = sum(path not in used for path in volumes_in(root / folder, [], []).values())
+        if unused:
+            notes.append(
+                f"{folder} holds {unused} file(s) that {FILE} does not list under 'dataset': they "
+                "take no part in training"
+            )
     more = volumes_in(root / "imagesUn", problems, [])
     for case, files in group_channels(more, is_by_channel(list(more), ()), problems).items():
         if case in told.listed:
@@ -250,7 +253,7 @@ def _cases_listed(root: Path, told: Description, problems: list[str]) -> Found:
             problems.append(_channel_problem(case, files, channels))
         else:
             cases.append(Case(case, tuple(files.values()), None))
-    return channels, cases, notes if unused else []
+    return channels, cases, notes
 
 
 def _listed_file(root: Path, name: str, problems: list[str]) -> Path | None:
@@ -336,7 +339,7 @@ def _check_count(classes: Sequence[str], path: Path) -> None:
 def _layout(root: Path) -> tuple[Path, Path]:
     """Folders of images and labels; one and the same where a file holds both."""
     for images, labels in (("imagesTr", "labelsTr"), ("images", "labels")):
-        check_target(root / images)
+        check_fetched(root / images)
         if not (root / images).is_dir():
             continue
         if images == "imagesTr" and not (root / FILE).exists():
@@ -379,7 +382,7 @@ def _literature_files(
     usable, labels = {}, {}
     for case, path in images.items():
         try:
-            check_target(path)
+            check_fetched(path)
             if hdf5.has_label(path):
                 labels[case] = path
             usable[case] = path

@@ -9,7 +9,7 @@ from typing import Any
 from dcamt.data.folder import case_name, is_plain_name
 from dcamt.data.formats import FORMATS, file_stem
 from dcamt.errors import InputError
-from dcamt.files import check_target, read_json
+from dcamt.files import check_fetched, read_json
 
 FILE = "dataset.json"
 BACKGROUND = "background"
@@ -50,7 +50,7 @@ def read_description(folder: Path) -> Description:
     Raises InputError for an entry that cannot be used, and for a link to what is not there.
     """
     path = folder / FILE
-    check_target(path)
+    check_fetched(path)
     if not path.exists():
         return Description()
     content = read_json(path)
@@ -195,7 +195,7 @@ def _read_listed(path: Path, entries: Any) -> dict[str, tuple[tuple[str, ...], s
 
 
 def _are_paths(files: list[Any]) -> bool:
-    return all(isinstance(file, str) and file and "\0" not in file for file in files)
+    return all(isinstance(file, str) and file.isprintable() and file for file in files)
 
 
 def _read_training(entries: Any) -> dict[str, bool] | None:

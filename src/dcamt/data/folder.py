@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dcamt.data.formats import FORMATS, dicom, file_stem
-from dcamt.files import check_target
+from dcamt.files import check_fetched, leads_nowhere
 
 OTHER_FORMATS = (
     *(".hdr", ".img", ".mgz", ".npy", ".npz", ".hdf5", ".png", ".tif", ".tiff"),
@@ -50,7 +50,7 @@ def scan_file(path: Path) -> tuple[str, Path] | None:
 
     So may a link whose target is not there: reading it tells.
     """
-    lost_folder = path.is_symlink() and not path.exists() and not path.suffix[1:].isalpha()
+    lost_folder = leads_nowhere(path) and not path.suffix[1:].isalpha()
     if (path.is_dir() and dicom.is_series(path)) or (lost_folder and file_stem(path.name) is None):
         return case_name((path.resolve() if path.name in ("", "..") else path).name), path
     return volume_file(path)
@@ -62,7 +62,7 @@ def volumes_in(folder: Path, problems: list[str], unread: list[Path]) -> dict[st
     Folders that are neither are added to ``unread``. Raises InputError for a folder that is a link
     to what is not there; one that does not exist is empty.
     """
-    check_target(folder)
+    check_fetched(folder)
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if is_of_the_system(path):
@@ -70,7 +70,12 @@ def volumes_in(folder: Path, problems: list[str], unread: list[Path]) -> dict[st
         entry = scan_file(path)
         if entry is None:
             compressed = path.suffix.lower() in COMPRESSED and file_stem(path.stem) is not None
-            if path.is_dir():
+            if path.is_dir() and any(map(leads_nowhere, path.iterdir())):
+                problems.append(
+                    f"{path}: holds links whose targets are not there; fetch their content (such "
+                    "as by 'datalad get') or take the folder out"
+                )
+            elif path.is_dir():
                 unread.append(path)
             elif compressed or path.suffix.lower() in OTHER_FORMATS:
                 problems.append(f"{path}: {why_not(path)}")
@@ -90,15 +95,18 @@ def remarks_on(unread: Iterable[Path], skip: Path | None = None) -> list[str]:
 
     Looks four folders deep, and not into hidden ones nor into one that leads to ``skip``.
     """
-    return [
-        f"{path}: holds scans further down, where none is looked for; move them up, each under the "
-        "name of its case, or take them out"
-        if path.is_dir()
-        else f"{path}: is by its name the label of a scan beside it; it is passed over"
-        for path in unread
-        if not (path.is_dir() and skip and skip.is_relative_to(path.resolve()))
-        and (not path.is_dir() or _holds_volumes(path, 4))
-    ]
+    remarks = []
+    for path in unread:
+        if not path.is_dir():
+            remarks.append(
+                f"{path}: is by its name the label of a scan beside it; it is passed over"
+            )
+        elif not (skip and skip.is_relative_to(path.resolve())) and _holds_volumes(path, 4):
+            remarks.append(
+                f"{path}: holds scans further down, where none is looked for; move them up, each "
+                "under the name of its case, or take them out"
+            )
+    return remarks
 
 
 def _holds_volumes(folder: Path, depth: int) -> bool:

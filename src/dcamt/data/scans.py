@@ -18,7 +18,7 @@ from dcamt.data.folder import (
 )
 from dcamt.data.formats import dicom, file_stem
 from dcamt.errors import InputError
-from dcamt.files import check_target
+from dcamt.files import check_fetched
 
 
 def find_scans(path: Path, channels: int, unread: list[Path] | None = None) -> list[Case]:
@@ -29,7 +29,7 @@ def find_scans(path: Path, channels: int, unread: list[Path] | None = None) -> l
     named by its folder. Folders that are no scan, and labels among the scans by their names, are
     added to ``unread``. Raises InputError if there are no scans.
     """
-    check_target(path)
+    check_fetched(path)
     if path.is_file() or (path.is_dir() and dicom.is_series(path)):
         entry = scan_file(path)
         if entry is None:

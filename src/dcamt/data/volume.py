@@ -17,7 +17,7 @@ from dcamt.data.formats.guard import Array
 from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Forms, Stored
 from dcamt.errors import InputError
-from dcamt.files import atomic, check_target
+from dcamt.files import atomic, check_fetched
 
 GRID_TOLERANCE = 0.05
 """Voxels by which two grids may differ at any corner and still count as the same.
@@ -186,7 +186,7 @@ def _read(path: Path, dtype: Any, part: Part, series: int | None = None) -> Stor
 
     dtype None keeps the file's own.
     """
-    check_target(path)
+    check_fetched(path)
     if path.is_dir() and part == "image" and dicom.is_series(path):
         return dicom.read(path, series)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -24,7 +24,7 @@ from dcamt.evaluation.metrics import (
     OK,
     metrics_per_class,
 )
-from dcamt.files import check_target, write_text
+from dcamt.files import check_fetched, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -203,12 +203,12 @@ def _labels(place: Path) -> tuple[Path, dict[str, Path]]:
 
     HDF5 files that hold an image only are left out.
     """
-    check_target(place)
+    check_fetched(place)
     if not place.is_dir():
         raise InputError(f"{place}: is not a folder; give the folder of labels or the data set")
     folders = [place / name for name in ("labelsTr", "labels")]
     for folder in folders:
-        check_target(folder)
+        check_fetched(folder)
     folder = next((folder for folder in folders if folder.is_dir()), place)
     listed = (read_description(place).listed or {}).values()
     if any(label is not None and (place / label).exists() for _, label in listed):

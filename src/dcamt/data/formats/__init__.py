@@ -9,7 +9,7 @@ from dcamt.data.formats import hdf5, metaimage, nifti, nrrd
 from dcamt.data.formats.guard import Array
 from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Stored
-from dcamt.files import check_target
+from dcamt.files import check_fetched
 
 Reader = Callable[[Path, Any, Part], Stored]
 Writer = Callable[[Path, Array, Array], None]
@@ -55,7 +55,7 @@ def parts_of(path: Path) -> list[Path]:
     Slices of a DICOM folder, and the data file that a detached header names. Raises InputError for
     a link whose target is not there.
     """
-    check_target(path)
+    check_fetched(path)
     if path.is_dir():
         return [path, *sorted(path.iterdir())]
     ending = ending_of(path.name)
