@@ -216,18 +216,24 @@ def test_a_run_folder_is_refused(phantoms, tiny_run, tmp_path):
     assert not (run / "runs").exists()
 
 
-def test_test_cases_of_the_literatures_layout(data, settings, tmp_path):
-    """Whose files all have the same name."""
-    papers = tmp_path / "papers"
+@pytest.mark.parametrize("layout", ["the literature's", "listed"])
+def test_test_cases_whose_files_all_have_one_name(data, settings, tmp_path, layout):
+    papers, listed = tmp_path / "papers", {}
     for image in (data / "imagesTr").iterdir():
         case = image.name.removesuffix(".nii.gz")
         (papers / case).mkdir(parents=True)
-        arrays = {"image": read_image([image]).array[0]}
-        if (label := data / "labelsTr" / image.name).exists():
-            arrays["label"] = read_label(label).array
-        with h5py.File(papers / case / "mri_norm2.h5", "w") as file:
-            for name, array in arrays.items():
-                file[name] = array
+        label = data / "labelsTr" / image.name
+        if layout == "listed":
+            listed[case] = {"images": [f"{case}/scan.nii.gz"], "label": f"{case}/truth.nii.gz"}
+            shutil.copy(image, papers / case / "scan.nii.gz")
+            shutil.copy(label, papers / case / "truth.nii.gz")
+        else:
+            with h5py.File(papers / case / "mri_norm2.h5", "w") as file:
+                file["image"] = read_image([image]).array[0]
+                file["label"] = read_label(label).array
+    if listed:
+        description = json.loads((data / "dataset.json").read_text()) | {"dataset": listed}
+        (papers / "dataset.json").write_text(json.dumps(description))
     out = tmp_path / "out"
     found = api.compare(papers, out, "vnet", labeled=2, seeds=1, splits=data / "splits.json",
                         set=[*settings, "train.iterations=2"], quiet=True)  # fmt: skip

@@ -14,10 +14,12 @@ from dcamt.comparison import compare as _compare
 from dcamt.complexity import method_cost as cost
 from dcamt.config import Config, PredictConfig, load_recipe, validated
 from dcamt.data.benchmarks import prepare_benchmark
-from dcamt.data.dataset import Case, buried, find_scans
+from dcamt.data.dataset import Case
+from dcamt.data.folder import remarks_on
 from dcamt.data.formats.dicom_seg import check_sources
 from dcamt.data.inspect import Inspection
 from dcamt.data.inspect import inspect as _inspect
+from dcamt.data.scans import find_scans
 from dcamt.engine.train import make_fabric
 from dcamt.errors import InputError, Unwritable
 from dcamt.evaluation.evaluate import evaluate as _evaluate
@@ -154,7 +156,7 @@ def predict(
     work = partial(predict_case, predictor, config, extras=extras, series=series)
     todo = [scan for scan in scans if not outputs[scan.name].exists()]
     console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
-    for note in buried(unread, skip=Path(out).resolve()):
+    for note in remarks_on(unread, skip=Path(out).resolve()):
         console.print(note)
     _segment(todo, outputs, work, console)
     return list(outputs.values())

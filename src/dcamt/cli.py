@@ -78,7 +78,9 @@ Methods = Annotated[
 Counts = Annotated[
     str | None, typer.Option(help="Numbers of labels, e.g. 8 or 4,8,16,all (all: V-Net only).")
 ]
-Splits = Annotated[Path | None, typer.Option(help="JSON of labeled, unlabeled, val and test.")]
+Splits = Annotated[
+    Path | None, typer.Option(help="JSON of labeled, unlabeled, val, test; or nnU-Net's FILE:FOLD.")
+]
 Iterations = Annotated[int | None, typer.Option(help="Training iterations.")]
 DeviceOption = Annotated[Device | None, typer.Option(help="Default auto.")]
 Recipe = Annotated[Path | None, typer.Option(help="YAML recipe.")]

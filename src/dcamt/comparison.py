@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from dcamt.config import Config, MethodConfig, load_config
-from dcamt.data.dataset import LITERATURE, Dataset, read_dataset, read_json
+from dcamt.data.dataset import Dataset, read_dataset
+from dcamt.data.formats import ending_of
 from dcamt.data.split import Split, choose_split
 from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.engine.train import choose_device
@@ -28,7 +29,15 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
 from dcamt.evaluation.statistics import against_first, case_means, gap_closed, over_seeds
 from dcamt.experiment import plan_run, refuse_changes, resolve_method
-from dcamt.files import alone, atomic, holds, refuse_links, remove_temporary, write_text
+from dcamt.files import (
+    alone,
+    atomic,
+    holds,
+    read_json,
+    refuse_links,
+    remove_temporary,
+    write_text,
+)
 from dcamt.jobs import Job, places, run_jobs
 from dcamt.reporting.charts import plot_efficiency, plot_metrics
 from dcamt.reporting.figures import plot_contours
@@ -283,10 +292,12 @@ def _write_inputs(out: Path, dataset: Dataset, cases: Sequence[_Cases], config: 
     if config.plan is not None:
         write_text(out / "plan.yaml", yaml.safe_dump(config.plan.model_dump(mode="json")))
     for name in cases[0].split.test:
-        for image in dataset.case(name).images:
-            # The literature's volumes all have one name, in a folder of the case's.
-            own = f"{name}{image.suffix}" if image.name == LITERATURE else image.name
-            link = out / "test-scans" / own
+        images = dataset.case(name).images
+        by_channel = len(images) == len(dataset.channels)
+        for number, image in enumerate(images):
+            # By the case's name, which the file need not bear. A folder of slices has no ending.
+            own = f"{name}_{number:04d}" if by_channel else name
+            link = out / "test-scans" / f"{own}{ending_of(image.name) or ''}"
             link.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 link.symlink_to(image.absolute())

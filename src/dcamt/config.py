@@ -89,8 +89,6 @@ class DataConfig(Section):
     patch: Patch | None = None
 
 
-_NOT_PLANNED = ("val_fraction", "fold")
-"""Keys of DataConfig that choose cases."""
 MOST_CLASSES = 128
 """With the background: prepared labels are int8."""
 
@@ -332,7 +330,7 @@ def load_recipe(
         return config
     given = config.data.model_dump()
     planned = [key for key, value in DataConfig().model_dump().items() if given[key] != value]
-    decided = [key for key in planned if key not in _NOT_PLANNED]
+    decided = [key for key in planned if key != "val_fraction"]
     if decided:
         raise InputError(
             f"{plan}: the plan decides data.{decided[0]}, which is set as well; leave one of them "

@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
-from dcamt.data.dataset import Dataset, read_dataset, read_json
+from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.patches import Batches
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
@@ -29,7 +29,7 @@ from dcamt.engine import checkpoint
 from dcamt.engine.train import Interrupted, catch_signals, choose_device, make_fabric, train
 from dcamt.errors import CannotHold, InputError, Unwritable
 from dcamt.evaluation.evaluate import evaluate, write_json
-from dcamt.files import alone, holds, refuse_links, remove_temporary, write_text
+from dcamt.files import alone, holds, read_json, refuse_links, remove_temporary, write_text
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap

@@ -5,11 +5,10 @@ import math
 from pathlib import Path
 
 from dcamt.config import save_config
-from dcamt.data.dataset import read_json
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.experiment import load_run
-from dcamt.files import write_text
+from dcamt.files import read_json, write_text
 from dcamt.reporting.card import model_card
 
 

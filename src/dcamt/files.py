@@ -1,5 +1,6 @@
 """Writing files so that a final name never holds half a file, and reading small ones safely."""
 
+import json
 import os
 import platform
 import stat
@@ -7,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from dcamt.errors import InputError, Unwritable
 
@@ -23,6 +25,11 @@ ABANDONED = 24 * 3600
 """Seconds after which a file in the making that nobody has touched is nobody's."""
 TEXT_LIMIT = 1 << 26
 """Bytes that a text file may have; the log of a million iterations has fewer."""
+
+SMALLEST_CONTENT = 1024
+"""Bytes below which a file may be a placeholder."""
+PLACEHOLDERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
+"""What stands in files that git-annex and Git LFS keep elsewhere."""
 
 
 @contextmanager
@@ -146,6 +153,7 @@ def read_text(path: Path) -> str:
     Raises InputError for what cannot be read, is no regular file (a pipe never ends), is larger
     than a text file of this program can be, or is not UTF-8.
     """
+    check_fetched(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -159,6 +167,51 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not plain text (UTF-8); save it as such") from None
+
+
+def leads_nowhere(path: Path) -> bool:
+    """Whether a path is a link to what is not there, as git-annex leaves what is not fetched.
+
+    A system says of such a link that there is no such file, though its name stands in the folder.
+    """
+    return path.is_symlink() and not path.exists()
+
+
+def check_fetched(path: Path) -> None:
+    """InputError for a file of which there is but the name: its content was never fetched.
+
+    It is a link whose target is not there, or the short text that git-annex and Git LFS put in the
+    place of a content. What is not there at all is not looked for.
+    """
+    advice = "fetch its content ('datalad get', 'git annex get' or 'git lfs pull')"
+    if leads_nowhere(path):
+        raise InputError(f"{path}: is a link whose target is not there; {advice}, or mend the link")
+    try:
+        small = path.is_file() and path.stat().st_size < SMALLEST_CONTENT
+        start = path.read_bytes() if small else b""
+    except OSError:  # whoever reads it says so
+        return
+    if start.startswith(PLACEHOLDERS):
+        raise InputError(f"{path}: is a placeholder of a file that is not there; {advice}")
+
+
+def parse_json(path: Path) -> Any:
+    """What a JSON file holds; InputError if it is none."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "a value"
+        raise InputError(
+            f"{path}: cannot be read (not valid JSON: {where}); correct the file"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError if there is none."""
+    content = parse_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object {{...}}, not a list or a single value")
+    return content
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:

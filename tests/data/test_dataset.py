@@ -81,16 +81,6 @@ def test_nnunet(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("labels", [
-    {"background": 0, "liver": 1, "ignore": 2},
-    {"2": "ignore", "1": "liver", "0": "Background"},
-])  # fmt: skip
-def test_ignore_label(tmp_path: Path, labels: dict[str, Any]) -> None:
-    root = folder(tmp_path, ["imagesTr/a.nii", "labelsTr/a.nii"], MSD | {"labels": labels})
-    dataset = read_dataset(root)
-    assert (dataset.classes, dataset.ignore) == (("background", "liver"), 2)
-
-
 def test_plain(tmp_path: Path) -> None:
     root = folder(tmp_path / "toy", ["images/a.nii", "images/b.nii.gz", "labels/b.nii.gz"])
     dataset = read_dataset(root)
@@ -189,12 +179,6 @@ def test_files_that_are_no_data_are_passed_over(tmp_path: Path) -> None:
     assert case_table(dataset) == {"a": (["a.nii.gz"], None)}
 
 
-def test_byte_order_mark_in_json(tmp_path: Path) -> None:
-    root = folder(tmp_path, ["imagesTr/a.nii"])
-    (root / "dataset.json").write_text(json.dumps(MSD), encoding="utf-8-sig")
-    assert read_dataset(root).name == "Toy"
-
-
 IMAGE = ["imagesTr/a.nii.gz"]
 BAD_FOLDERS: dict[str, tuple[list[str], Any, str]] = {
     "empty": ([], None, r"expected imagesTr/ .* nnU-Net raw .* or images/ and labels/"),
@@ -288,54 +272,6 @@ def test_missing_folder(tmp_path: Path) -> None:
         read_dataset(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"file: no such folder"):
         read_dataset(folder(tmp_path, ["file"]) / "file")
-
-
-BAD_DESCRIPTIONS: dict[str, tuple[Any, str]] = {
-    "list": ([], "must hold a JSON object"),
-    "no labels": ({"modality": {"0": "CT"}}, "'labels' is missing"),
-    "no channels": ({"labels": MSD["labels"]}, "'modality' is missing"),
-    "channels of v1 as text": (MSD | {"modality": "CT"}, "'modality' is missing or malformed"),
-    "channel gap": (MSD | {"modality": {"0": "A", "2": "B"}}, "'modality' .* without gaps"),
-    "label gap": (MSD | {"labels": {"background": 0, "a": 2}}, "'labels' .* without gaps"),
-    "label twice": (MSD | {"labels": {"background": 0, "a": 1, "b": 1}}, "'labels' .* malformed"),
-    "name twice": (MSD | {"labels": {"0": "background", "1": "a", "2": "a"}}, "'labels'"),
-    "regions": (MSD | {"labels": {"background": 0, "tumour": [1, 2]}}, "one whole number per name"),
-    "fraction": (MSD | {"labels": {"background": 0, "a": 1.0}}, "one whole number per name"),
-    "truth": (MSD | {"labels": {"background": False, "a": True}}, "one whole number per name"),
-    "no background": (MSD | {"labels": {"0": "liver", "1": "tumour"}}, "must name 0 as background"),
-    "no class": (MSD | {"labels": {"background": 0}}, "at least one class"),
-    "only ignore": (MSD | {"labels": {"background": 0, "ignore": 1}}, "at least one class"),
-    "low ignore": (
-        MSD | {"labels": {"background": 0, "ignore": 1, "a": 2}},
-        "'ignore' has the value 1, but must have the highest",
-    ),
-    "name that climbs": (MSD | {"name": "../../elsewhere"}, "without slashes"),
-    "name that is no text": (MSD | {"name": 3}, "'name' is 3"),
-    "file ending": (NNUNET | {"file_ending": ".png"}, "'file_ending' is '.png'"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_DESCRIPTIONS)
-def test_bad_description(tmp_path: Path, name: str) -> None:
-    description, message = BAD_DESCRIPTIONS[name]
-    with pytest.raises(InputError, match=rf"dataset\.json: .*{message}"):
-        read_dataset(folder(tmp_path, IMAGE, description))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", r"cannot be read \(not valid JSON"),
-        (b"[" * 100_000, r"cannot be read \(not valid JSON"),
-        (b"\xff\xfe\x00", "is not plain text"),
-    ],
-    ids=["cut", "deep", "binary"],
-)
-def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:
-    root = folder(tmp_path, IMAGE)
-    (root / "dataset.json").write_bytes(content)
-    with pytest.raises(InputError, match=rf"dataset\.json: {message}"):
-        read_dataset(root)
 
 
 def test_scan_returns_every_problem_and_the_usable_cases(tmp_path: Path) -> None:
@@ -460,7 +396,7 @@ def test_bad_splits_file(tmp_path: Path, lists: dict[str, Any], message: str) ->
     ("content", "message"),
     [
         ("", "not valid JSON"),
-        ("[]", "must hold a JSON object"),
+        ("3", "must hold a JSON object"),
         ('{"labeled": ["l00"], "unlabeled": []}', "'val' is unknown or missing"),
     ],
 )
@@ -471,6 +407,52 @@ def test_broken_splits_file(tmp_path: Path, content: str, message: str) -> None:
         choose_split(toy(3), path, None, 0, 0.2)
     with pytest.raises(InputError, match=r"other\.json: cannot be read \(No such file"):
         choose_split(toy(3), tmp_path / "other.json", None, 0, 0.2)
+
+
+def folds(path: Path, *folds: Any) -> Path:
+    path = path / "splits_final.json"
+    path.write_text(json.dumps(folds))
+    return path
+
+
+def test_a_fold_of_nnunet(tmp_path: Path) -> None:
+    """Which knows no unlabelled cases: they are those without a label."""
+    one = {"train": ["l00", "l01"], "val": ["l02"]}
+    two = {"train": ["l02.nii.gz", "l01"], "val": ["l00"]}
+    path, dataset = folds(tmp_path, one, two), toy(4, 2)
+    first = Split(("l00", "l01"), ("u00", "u01"), ("l02",))
+    assert choose_split(dataset, path, None, 0, 0.2) == first
+    assert choose_split(dataset, Path(f"{path}:0"), None, 0, 0.2) == first
+    second = choose_split(dataset, Path(f"{path}:1"), 1, 0, 0.2)
+    assert second == Split(("l02",), ("l01", "u00", "u01"), ("l00",))
+
+
+FOLD = {"train": ["l00"], "val": ["l01"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "number", "message"),
+    [
+        ((FOLD, FOLD), ":2", "has 2 folds, counted from 0; there is no fold 2"),
+        ((), "", "has 0 folds"),
+        (([["l00"], ["l01"]],), "", 'fold 0 must be {"train"'),
+        (({"train": ["l00"]},), "", "fold 0 must be"),
+        (({"train": "l00", "val": []},), "", "'train' must be a list of case names"),
+        (({"train": ["u00"], "val": []},), "", "'u00' is in 'train' without a label file; add the"),
+        (({"train": ["l00"], "val": ["l00"]},), "", "'l00' is listed more than once"),
+        (({"train": ["x"], "val": ["l00"]},), "", "'x' is not in root"),
+    ],
+)
+def test_bad_folds(tmp_path: Path, content: tuple[Any, ...], number: str, message: str) -> None:
+    path = folds(tmp_path, *content)
+    with pytest.raises(InputError, match=rf"splits_final\.json: .*{message}"):
+        choose_split(toy(3, 2), Path(f"{path}{number}"), None, 0, 0.2)
+
+
+def test_a_fold_of_a_file_without_folds(tmp_path: Path) -> None:
+    path = splits(tmp_path, labeled=["l00"])
+    with pytest.raises(InputError, match=r"splits\.json: holds no folds; leave out :3"):
+        choose_split(toy(3), Path(f"{path}:3"), None, 0, 0.2)
 
 
 def test_hidden_labels_leave_no_path() -> None:
@@ -505,12 +487,19 @@ def test_classes_of_the_plain_layout(tmp_path: Path) -> None:
     assert not seen.errors
 
 
-@pytest.mark.parametrize("values", [[0, 1, 3], [1, 2], [0, 0], [0, 255]])
+@pytest.mark.parametrize("values", [[0, 1, 3], [1, 2], [0, 255]])
 def test_values_that_are_no_classes(tmp_path: Path, values: list[int]) -> None:
     found = sorted(set(values))
     (error,) = looked_at(plain(tmp_path, a=values)).errors
     assert f"hold the values {found}" in error
     assert "remap them, or declare the classes in a dataset.json" in error
+
+
+def test_empty_labels_are_said_to_be_empty(tmp_path: Path) -> None:
+    (error,) = looked_at(plain(tmp_path, a=[0, 0], b=[0, 0])).errors
+    assert "all labels are empty: they hold 0 (background) alone" in error
+    with pytest.raises(InputError, match="no label could be read"):
+        classes_from_values([], tmp_path)
 
 
 def test_hidden_labels_are_never_opened(tmp_path: Path) -> None:

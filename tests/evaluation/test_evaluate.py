@@ -286,10 +286,11 @@ def test_a_value_that_is_not_declared(folders: tuple[Path, Path]) -> None:
     [
         ("not json", "cannot be read"),
         ("[]", "must hold a JSON object"),
-        ("{}", "has no usable list of classes"),
-        ('{"labels": {"background": 0}}', "has no usable list of classes"),
-        ('{"labels": {"background": 0, "whole": [1, 2]}}', "has no usable list of classes"),
-        ('{"labels": ["background", "lesion"]}', "has no usable list of classes"),
+        ("{}", "'labels' is missing"),
+        ('{"labels": {"background": 0}}', "'labels' names no class beside the background"),
+        ('{"labels": {"background": 0, "whole": [1, 2]}}', ".*regions are not supported"),
+        ('{"labels": ["background", "lesion"]}', r"'labels' is \['background', 'lesion'\]"),
+        ('{"labels": {"background": 0, "a": 1, "b": 3}}', "'labels' has no name for the value 2"),
     ],
 )
 def test_unusable_dataset_json(folders: tuple[Path, Path], text: str, message: str) -> None:

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from dcamt import api
 from dcamt.config import PredictConfig
-from dcamt.data.dataset import find_scans
+from dcamt.data.scans import find_scans
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
 from dcamt.experiment import load_run

@@ -7,35 +7,40 @@ Four layouts are read where they are, without conversion:
 - nnU-Net raw: imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz, dataset.json (`channel_names`,
   name -> number, and perhaps `ignore` as the highest number).
 - plain: images/ and labels/ with equal case names; dataset.json may name channels and classes.
-- the semi-supervised literature's: CASE/mri_norm2.h5 with the datasets `image` and `label`.
+- the semi-supervised literature's: CASE/mri_norm2.h5 with the datasets `image` and `label`, or
+  files CASE.h5 of that kind in one folder.
 
 Files may have any ending of dcamt.data.formats, and an image may be a folder of DICOM slices that
 bears the case's name. A case without a label is unlabelled. The first three layouts may hold more
-unlabelled images in imagesUn/.
+unlabelled images in imagesUn/. Where dataset.json lists its cases (nnU-Net's `dataset`), these are
+the data set.
 """
 
-import json
-import re
-import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dcamt.config import MOST_CLASSES, ClassCodes
-from dcamt.data.formats import FORMATS, dicom, file_stem, hdf5
-from dcamt.data.formats.dicom_codes import read_codes
-from dcamt.errors import InputError
-from dcamt.files import read_text
-
-IGNORE = "ignore"
-CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-OTHER_FORMATS = (
-    *(".hdr", ".img", ".mgz", ".npy", ".npz", ".hdf5", ".png", ".tif", ".tiff"),
-    *dicom.ENDINGS,
+from dcamt.data.description import FILE, Description, read_description
+from dcamt.data.folder import (
+    CHANNEL_NUMBER,
+    LITERATURE,
+    by_case,
+    group_channels,
+    image_name,
+    is_by_channel,
+    is_of_the_system,
+    labelled_case,
+    remarks_on,
+    scan_file,
+    volumes_in,
+    why_not,
 )
-COMPRESSED = (".bz2", ".xz", ".zst")
-LITERATURE = "mri_norm2.h5"
+from dcamt.data.formats import ending_of, hdf5
+from dcamt.errors import InputError
+from dcamt.files import check_fetched
+
 MOST_GUESSED = 16
 """Volumes of one scan that are taken for channels where nothing declares them."""
 VOLUMES_AT_ONCE = 4
@@ -58,7 +63,7 @@ class Dataset:
     channels: names in order; () while unknown (see survey).
     classes: names by label value, the first is background; () while unknown (see survey).
     ignore: label value of voxels that nobody annotated.
-    codes: what classes are, for DICOM.
+    codes: what classes are, for DICOM. notes: what a user should know; sentences.
     """
 
     root: Path
@@ -67,7 +72,8 @@ class Dataset:
     classes: tuple[str, ...]
     ignore: int | None
     cases: tuple[Case, ...]
-    codes: dict[str, ClassCodes] = field(default_factory=dict)
+    codes: Mapping[str, ClassCodes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def case(self, name: str) -> Case:
         """The case of that name; InputError if there is none."""
@@ -95,32 +101,50 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
 
     Raises InputError only where no data set can be made out at all.
     """
+    check_fetched(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder that holds the data set")
     problems: list[str] = []
-    unread: list[Path] = []
     try:
-        images, labels = _layout(root)
-        image_files = _volumes(images, problems, unread)
-        more_files = _volumes(root / "imagesUn", problems, unread)
-        if labels == images:
-            image_files, label_files = _literature_files(image_files, problems)
-        else:
-            label_files = _volumes(labels, problems, unread)
-            problems += buried(unread)
-        described = (root / "dataset.json").exists()
+        told = read_description(root)
+        _check_count(told.classes, root / FILE)
+        find = _cases_in_folders if told.listed is None else _cases_listed
+        channels, cases, notes = find(root, told, problems)
+        notes = [f"{root}: {note}" for note in (*told.notes, *notes, *_notes_on_tests(root))]
     except OSError as error:
         raise InputError(f"{root}: cannot be read ({error.strerror}); check the folder") from error
+    name = told.name or root.resolve().name
+    cases = sorted(cases, key=lambda case: case.name)
+    declared = root, name, channels, told.classes, told.ignore
+    return Dataset(*declared, tuple(cases), told.codes, tuple(notes)), problems
+
+
+Found = tuple[tuple[str, ...], list[Case], list[str]]
+"""Channel names, cases and notes."""
+
+
+def _cases_in_folders(root: Path, told: Description, problems: list[str]) -> Found:
+    """What a data set holds by the names of its files."""
+    unread: list[Path] = []
+    notes: list[str] = []
+    images, labels = _layout(root)
+    image_files = volumes_in(images, problems, unread)
+    more_files = volumes_in(root / "imagesUn", problems, unread)
+    if labels == images:
+        image_files, label_files = _literature_files(image_files, problems, notes)
+    else:
+        label_files = volumes_in(labels, problems, unread)
+        problems += remarks_on(unread)
     if not image_files and not more_files and not problems:
         raise InputError(
             f"{images}: the folder holds no images; put files such as CASE.nii.gz there"
         )
-
-    empty = Dataset(root, root.resolve().name, (), (), None, ())
-    dataset = _describe(empty, root / "dataset.json") if described else empty
-    by_channel = _is_by_channel([*image_files, *more_files], label_files)
-    grouped = _group(image_files, by_channel, problems)
-    more = _group(more_files, by_channel, problems)
-    channels = dataset.channels
-    if not described:
+    by_channel = is_by_channel([*image_files, *more_files], label_files)
+    grouped = group_channels(image_files, by_channel, problems)
+    more = group_channels(more_files, by_channel, problems)
+    label_files = by_case(label_files, grouped)
+    channels = told.channels
+    if not channels:
         count = 1 + max((max(files) for files in (*grouped.values(), *more.values())), default=0)
         channels = tuple(f"channel_{i}" for i in range(count)) if by_channel else ()
 
@@ -131,91 +155,129 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
             problems.append(
                 f"{root}: case {case} is in both {images.name} and imagesUn; remove one"
             )
-        expected = range(len(channels)) if by_channel else range(1)
-        if list(files) != list(expected):
-            problems.append(_channel_problem(case, files, channels))
-            continue
         label = label_files.get(case) if case in grouped else None
-        cases.append(Case(case, tuple(files.values()), label))
-    problems += [
-        f"{path}: the label has no image in {images.name}; add {_image_name(case, by_channel)} or "
-        "remove the label"
-        for case, path in label_files.items()
-        if case not in grouped
-    ]
-    return replace(dataset, channels=channels, cases=tuple(cases)), problems
-
-
-def find_scans(path: Path, channels: int, unread: list[Path] | None = None) -> list[Case]:
-    """The scans to segment at ``path``: a file, a DICOM folder, a folder of those, or a data set.
-
-    With ``channels`` above 1 a scan is one file of all channels or CASE_0000.nii.gz,
-    CASE_0001.nii.gz, ...; with 1 the ending _0000 is optional. Labels are left out. A DICOM scan is
-    named by its folder. Folders that are no scan are added to ``unread``. Raises InputError if
-    there are no scans.
-    """
-    if path.is_file() or (path.is_dir() and dicom.is_series(path)):
-        entry = _entry(path)
-        if entry is None:
-            raise InputError(f"{path}: {_why_not(path)}")
-        name, found = entry
-        _check_name(name, path)
-        if channels > 1 and name.endswith("_0000") and _has_sibling(path, f"{name[:-1]}1"):
-            raise InputError(
-                f"{path}: is one of the {channels} channels of a scan; give the folder that holds "
-                "all of them"
+        of = labelled_case(case)
+        if label is None and (of in grouped or of in more):
+            problems.append(
+                f"{files[min(files)]}: lies among the images, but is by its name the label of case "
+                f"{of}; move it to {labels.name}, or rename it"
             )
-        return [Case(name.removesuffix("_0000") if channels == 1 else name, (found,), None)]
-    if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder; give a scan or a folder of scans")
-    if (path / "imagesTr").is_dir() or (path / "images").is_dir():
-        return [replace(case, label=None) for case in read_dataset(path).cases]
-    problems: list[str] = []
-    unread = [] if unread is None else unread
-    files = _volumes(path, problems, unread)
-    problems += [] if files else buried(unread)
-    if not files and not problems:
-        raise InputError(
-            f"{path}: the folder holds no scans, such as .nii.gz files; put them there"
-        )
-    # With one channel, CASE_0003 is a case of its own unless every name ends in _0000.
-    endings = {stem[-5:] for stem in files}
-    by_channel = endings == {"_0000"} if channels == 1 else "_0000" in endings
-    grouped = _group(files, by_channel, problems)
-    problems += [
-        f"{path}: case {case} has {len(found)} channel file(s), but the run was trained on "
-        f"{channels}; add {case}_0000.nii.gz and so on"
-        for case, found in grouped.items()
-        if by_channel and list(found) != list(range(channels))
+        elif list(files) != list(range(len(channels)) if by_channel else range(1)):
+            problems.append(_channel_problem(case, files, channels))
+        else:
+            cases.append(Case(case, tuple(files.values()), label))
+    problems += _labels_alone(label_files, grouped, images.name, by_channel)
+    return channels, cases, [*notes, *_notes_on_training(told, grouped, label_files)]
+
+
+def _labels_alone(
+    labels: Mapping[str, Path], cases: Mapping[str, object], images: str, by_channel: bool
+) -> list[str]:
+    """Problems of labels that belong to no case."""
+    problems = []
+    for name, path in labels.items():
+        if name in cases:
+            continue
+        case = labelled_case(name)
+        if case is not None and case in cases:
+            problems.append(f"{path}: case {case} has another label as well; remove one")
+        else:
+            problems.append(
+                f"{path}: the label has no image in {images}; add {image_name(name, by_channel)} "
+                "or remove the label"
+            )
+    return problems
+
+
+def _notes_on_training(
+    told: Description, images: Mapping[str, object], labels: Mapping[str, object]
+) -> list[str]:
+    """What the Decathlon's list in dataset.json names and the folders lack."""
+    lost = []
+    for listed, has_label in (told.training or {}).items():
+        number = CHANNEL_NUMBER.fullmatch(listed)
+        case = number["case"] if number and listed not in images else listed
+        if case not in images:
+            lost.append(f"the image of {case}")
+        elif has_label and case not in labels:
+            lost.append(f"the label of {case}")
+    more = f" and {len(lost) - 3} more" if lost[3:] else ""
+    return [f"{FILE} lists files that are not there: {', '.join(lost[:3])}{more}"] if lost else []
+
+
+def _notes_on_tests(root: Path) -> list[str]:
+    """Scans that nnU-Net and the Decathlon keep for testing."""
+    if not (root / "imagesTs").is_dir():
+        return []
+    files = volumes_in(root / "imagesTs", [], [])
+    labels = volumes_in(root / "labelsTs", [], [])
+    scans = group_channels(files, is_by_channel(list(files), labels), [])
+    if not scans:
+        return []
+    return [
+        f"imagesTs holds {len(scans)} scan(s), which are kept for testing: they take no part in "
+        "training"
     ]
-    if problems:
-        raise InputError(problems[0])
-    return [Case(case, tuple(found.values()), None) for case, found in grouped.items()]
 
 
-def _has_sibling(path: Path, stem: str) -> bool:
-    return any(
-        case_name(file_stem(other.name) or "") == stem for other in path.absolute().parent.iterdir()
-    )
+def _cases_listed(root: Path, told: Description, problems: list[str]) -> Found:
+    """The cases that dataset.json lists by itself, wherever in the data set's folder they lie."""
+    assert told.listed is not None
+    channels, cases = told.channels, []
+    if not channels:
+        count = max(len(images) for images, _ in told.listed.values())
+        channels = tuple(f"channel_{i}" for i in range(count)) if count > 1 else ()
+    for name, (image_names, label_name) in told.listed.items():
+        images = [_listed_file(root, image, problems) for image in image_names]
+        label = None if label_name is None else _listed_file(root, label_name, problems)
+        if len(images) not in (1, len(channels)):
+            problems.append(
+                f"{root / FILE}: case {name} lists {len(images)} images, but the data set has "
+                f"{len(channels)} channels ({', '.join(channels)}); correct the list"
+            )
+        elif None not in images and (label is not None or label_name is None):
+            cases.append(Case(name, tuple(image for image in images if image), label))
+    used = {image for case in cases for image in case.images}
+    notes = []
+    for folder in ("imagesTr", "images"):
+        unused = sum(path not in used for path in volumes_in(root / folder, [], []).values())
+        if unused:
+            notes.append(
+                f"{folder} holds {unused} file(s) that {FILE} does not list under 'dataset': they "
+                "take no part in training"
+            )
+    more = volumes_in(root / "imagesUn", problems, [])
+    for case, files in group_channels(more, is_by_channel(list(more), ()), problems).items():
+        if case in told.listed:
+            problems.append(f"{root}: case {case} is listed in {FILE} and in imagesUn; remove one")
+        elif list(files) not in ([0], list(range(len(channels)))):
+            problems.append(_channel_problem(case, files, channels))
+        else:
+            cases.append(Case(case, tuple(files.values()), None))
+    return channels, cases, notes
 
 
-def volume_file(path: Path) -> tuple[str, Path] | None:
-    """The case and the file of one entry of a folder: a volume, or CASE/mri_norm2.h5.
+def _listed_file(root: Path, name: str, problems: list[str]) -> Path | None:
+    """The file that dataset.json names; None if it is of no use, which is added to ``problems``.
 
-    None for everything else, DICOM folders included, as a label is never kept in one.
+    It must lie in the data set's folder: a stranger's list reads no other files of the user.
     """
-    if path.is_dir():
-        file = path / LITERATURE
-        return (case_name(path.name), file) if file.is_file() else None
-    if path.name == LITERATURE:
-        return case_name(path.absolute().parent.name), path
-    stem = file_stem(path.name)
-    return None if stem is None else (case_name(stem), path)
-
-
-def case_name(name: str) -> str:
-    """One spelling of letters with accents, which systems write in one or in two characters."""
-    return unicodedata.normalize("NFC", name)
+    folder = os.path.normpath(root.absolute())
+    whole = Path(os.path.normpath(folder / Path(name)))  # takes ".." out, follows no link
+    if not whole.is_relative_to(folder):
+        problems.append(
+            f"{root / FILE}: lists {name!r}, which lies outside the data set's folder; move or "
+            "link it into the folder"
+        )
+        return None
+    path = root / whole.relative_to(folder)
+    if not path.exists() and not path.is_symlink():
+        problems.append(f"{path}: is listed in {FILE}, but is not there; correct the list")
+    elif scan_file(path) is None:
+        problems.append(f"{path}: {why_not(path)}")
+    else:
+        return path
+    return None
 
 
 def check_label_values(values: Iterable[int], classes: int, ignore: int | None, path: Path) -> None:
@@ -248,166 +310,84 @@ def classes_from_values(values: Iterable[int], root: Path) -> tuple[str, ...]:
     Raises InputError if they are not 0, 1, 2, ... with at least one foreground class.
     """
     found = sorted(values)
-    if len(found) < 2 or found != list(range(len(found))):
+    if not found:
+        raise InputError(f"{root}: no label could be read, so the classes are not known")
+    if found == [0]:
+        raise InputError(
+            f"{root}: all labels are empty: they hold 0 (background) alone; check that they were "
+            "saved, and that the right labels are shown"
+        )
+    if found != list(range(len(found))):
         raise InputError(
             f"{root}: the labels hold the values {found}, but must hold 0 (background), 1, 2, ... "
             "without gaps; remap them, or declare the classes in a dataset.json"
         )
-    return _checked_classes(("background", *(f"class_{value}" for value in found[1:])), root)
+    classes = ("background", *(f"class_{value}" for value in found[1:]))
+    _check_count(classes, root)
+    return classes
 
 
-def _checked_classes(classes: tuple[str, ...], path: Path) -> tuple[str, ...]:
+def _check_count(classes: Sequence[str], path: Path) -> None:
     if len(classes) > MOST_CLASSES:
         raise InputError(
             f"{path}: has {len(classes)} classes, background included; at most {MOST_CLASSES} can "
             "be trained at once, so leave some out"
         )
-    return classes
 
 
 def _layout(root: Path) -> tuple[Path, Path]:
     """Folders of images and labels; one and the same where a file holds both."""
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give the folder that holds the data set")
-    if (root / "imagesTr").is_dir():
-        if not (root / "dataset.json").exists():
+    for images, labels in (("imagesTr", "labelsTr"), ("images", "labels")):
+        check_fetched(root / images)
+        if not (root / images).is_dir():
+            continue
+        if images == "imagesTr" and not (root / FILE).exists():
             raise InputError(
                 f"{root}: dataset.json is missing beside imagesTr; add one that names channels and "
                 "classes, or rename the folders to images and labels"
             )
-        return root / "imagesTr", root / "labelsTr"
-    if (root / "images").is_dir():
-        return root / "images", root / "labels"
-    if any((folder / LITERATURE).is_file() for folder in root.iterdir() if folder.is_dir()):
+        return root / images, root / labels
+    entries = [path for path in root.iterdir() if not is_of_the_system(path)]
+    if any(_holds_both(path) for path in entries):
         return root, root
     raise InputError(
         f"{root}: not a data set of a known layout; expected imagesTr/ and labelsTr/ with a "
         "dataset.json of the Medical Segmentation Decathlon, the same of nnU-Net raw "
-        f"(CASE_0000.nii.gz), or images/ and labels/, or folders CASE/{LITERATURE}"
+        f"(CASE_0000.nii.gz), or images/ and labels/, or folders CASE/{LITERATURE}, or files "
+        "CASE.h5 with an image and a label each"
     )
 
 
-def _volumes(folder: Path, problems: list[str], unread: list[Path]) -> dict[str, Path]:
-    """Volumes by name, sorted; hidden files and sidecars are passed over.
-
-    Folders that are neither are added to ``unread``.
-    """
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith("."):
-            continue
-        entry = _entry(path)
-        if entry is None:
-            compressed = path.suffix.lower() in COMPRESSED and file_stem(path.stem) is not None
-            loose = (
-                f"{folder}: holds DICOM slices among the scans; put each series into a folder of "
-                "its own that bears the name of its case"
-            )
-            if path.is_dir():
-                unread.append(path)
-            elif path.suffix.lower() in dicom.ENDINGS:
-                problems += [] if loose in problems else [loose]
-            elif path.is_file() and (compressed or path.suffix.lower() in OTHER_FORMATS):
-                problems.append(f"{path}: {_why_not(path)}")
-            continue
-        name, file = entry
-        if not _is_plain_name(name):
-            problems.append(f"{path}: the name has characters no case may have; rename the file")
-        elif name in files:
-            problems.append(f"{path}: {files[name].name} has the same case name; remove one")
-        else:
-            files[name] = file
-    return files
-
-
-def buried(unread: Iterable[Path], skip: Path | None = None) -> list[str]:
-    """What to tell of each folder of ``unread`` below which volumes lie that nobody would read.
-
-    Looks four folders deep, and not into hidden ones nor into one that leads to ``skip``.
-    """
-    return [
-        f"{path}: holds scans further down, where none is looked for; move them up, each under the "
-        "name of its case, or take them out"
-        for path in unread
-        if not (skip and skip.is_relative_to(path.resolve())) and _holds_volumes(path, 4)
-    ]
-
-
-def _holds_volumes(folder: Path, depth: int) -> bool:
-    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return any(
-        file_stem(path.name) is not None or path.suffix.lower() in dicom.ENDINGS for path in entries
-    ) or any(_holds_volumes(path, depth - 1) for path in entries if depth > 1 and path.is_dir())
-
-
-def _entry(path: Path) -> tuple[str, Path] | None:
-    """Like volume_file, with DICOM folders, which bear the name of their case."""
-    if path.is_dir() and dicom.is_series(path):
-        return case_name((path.resolve() if path.name in ("", "..") else path).name), path
-    return volume_file(path)
-
-
-def _why_not(path: Path) -> str:
-    if path.suffix.lower() in dicom.ENDINGS:
-        return "a single slice is no scan; give the folder that holds the DICOM series"
-    return f"unsupported file ending; use one of {', '.join(FORMATS)}, or a folder of DICOM slices"
-
-
-def _check_name(name: str, path: Path) -> None:
-    if not _is_plain_name(name):
-        raise InputError(f"{path}: the name has characters no case may have; rename it")
+def _holds_both(path: Path) -> bool:
+    """Whether an entry of a data set is an HDF5 file of the literature's, or a folder of one."""
+    file = path / LITERATURE if path.is_dir() else path
+    return ending_of(file.name) == ".h5" and (file.is_file() or file.is_symlink())
 
 
 def _literature_files(
-    images: dict[str, Path], problems: list[str]
+    found: Mapping[str, Path], problems: list[str], notes: list[str]
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Images and labels of CASE/mri_norm2.h5: the same files, but for cases without a label."""
+    """Images and labels of CASE/mri_norm2.h5 or else CASE.h5, which are the same files.
+
+    A case without a label has but an image.
+    """
+    images = {case: path for case, path in found.items() if path.name == LITERATURE}
+    images = images or {case: path for case, path in found.items() if ending_of(path.name) == ".h5"}
+    if len(images) < len(found):
+        notes.append(
+            f"{len(found) - len(images)} other volume(s) lie beside the HDF5 files: they take no "
+            "part in training"
+        )
     usable, labels = {}, {}
     for case, path in images.items():
-        if path.name != LITERATURE:
-            continue
         try:
+            check_fetched(path)
             if hdf5.has_label(path):
                 labels[case] = path
             usable[case] = path
         except InputError as error:
             problems.append(str(error))
     return usable, labels
-
-
-def _is_by_channel(images: Sequence[str], labels: Iterable[str]) -> bool:
-    """Whether image names end in a channel number (CASE_0000) rather than in a case's own digits.
-
-    The labels' names, which never carry a channel number, settle which it is.
-    """
-    numbered = {m[0]: m["case"] for m in map(CHANNEL_NUMBER.fullmatch, images) if m}
-    labels = set(labels)
-    if labels & numbered.keys():
-        return False
-    return bool(numbered) and (len(numbered) == len(images) or bool(labels & {*numbered.values()}))
-
-
-def _group(
-    files: dict[str, Path], by_channel: bool, problems: list[str]
-) -> dict[str, dict[int, Path]]:
-    """Image files by case and channel number."""
-    cases: dict[str, dict[int, Path]] = {}
-    for stem, path in files.items():
-        match = CHANNEL_NUMBER.fullmatch(stem)
-        if not by_channel:
-            cases[stem] = {0: path}
-        elif match:
-            cases.setdefault(match["case"], {})[int(match["channel"])] = path
-        else:
-            problems.append(
-                f"{path}: the name lacks a channel number that other images have; rename it to "
-                f"{_image_name(stem, by_channel)}"
-            )
-    return cases
-
-
-def _image_name(case: str, by_channel: bool) -> str:
-    return f"{case}_0000.nii.gz" if by_channel else f"{case}.nii.gz"
 
 
 def _channel_problem(case: str, files: dict[int, Path], channels: Sequence[str]) -> str:
@@ -422,75 +402,3 @@ def _channel_problem(case: str, files: dict[int, Path], channels: Sequence[str])
         f"{folder}: case {case} has {len(files)} channels, but the data set has {len(channels)} "
         f"({', '.join(channels)}); correct channel_names in dataset.json or remove files"
     )
-
-
-def _describe(dataset: Dataset, path: Path) -> Dataset:
-    """The data set with what its dataset.json of either kind says."""
-    content = read_json(path)
-    name = content.get("name", dataset.name)
-    if not isinstance(name, str) or not _is_plain_name(name):
-        raise InputError(f"{path}: 'name' is {name!r}, but must be plain text without slashes")
-    ending = content.get("file_ending", ".nii.gz")
-    if not isinstance(ending, str) or ending not in FORMATS:
-        raise InputError(
-            f"{path}: 'file_ending' is {ending!r}; convert the images to one of "
-            f"{', '.join(FORMATS)}"
-        )
-    key = "channel_names" if "channel_names" in content else "modality"
-    channels = _by_number(path, key, content.get(key))
-    classes = _by_number(path, "labels", content.get("labels"))
-    ignore = classes.index(IGNORE) if IGNORE in classes else None
-    if ignore is not None:
-        if ignore != len(classes) - 1:
-            raise InputError(
-                f"{path}: 'ignore' has the value {ignore}, but must have the highest of all "
-                "labels; renumber the labels"
-            )
-        classes = classes[:-1]
-    if classes[0].lower() != "background" or len(classes) < 2:
-        raise InputError(
-            f"{path}: 'labels' must name 0 as background and at least one class; correct it"
-        )
-    classes = _checked_classes(("background", *classes[1:]), path)
-    codes = read_codes(path, content.get("codes", {}), classes)
-    return replace(
-        dataset, name=name, channels=channels, classes=classes, ignore=ignore, codes=codes
-    )
-
-
-def _by_number(path: Path, key: str, entries: Any) -> tuple[str, ...]:
-    """Names in order of their numbers, from {"0": name} or {name: 0}."""
-    wrong = InputError(
-        f"{path}: {key!r} is missing or malformed; write it as "
-        + ('{"background": 0, "NAME": 1, ...}' if key == "labels" else '{"0": "NAME", ...}')
-        + ", one whole number per name, without gaps"
-    )
-    if not isinstance(entries, dict) or not entries:
-        raise wrong
-    if all(isinstance(value, str) for value in entries.values()):
-        pairs = [(number, name) for number, name in entries.items()]
-    else:
-        pairs = [(str(number), name) for name, number in entries.items()]
-    names = {int(number): name for number, name in pairs if number.isdecimal()}
-    if sorted(names) != list(range(len(pairs))) or len({*names.values()}) != len(pairs):
-        raise wrong
-    return tuple(names[i] for i in range(len(names)))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError if there is none."""
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "a value"
-        raise InputError(
-            f"{path}: cannot be read (not valid JSON: {where}); correct the file"
-        ) from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object {{...}}, not a list or a single value")
-    return content
-
-
-def _is_plain_name(name: str) -> bool:
-    """Whether a name can become part of an output path."""
-    return bool(name) and name.isprintable() and not (set(name) & set("/\\")) and name[0] != "."

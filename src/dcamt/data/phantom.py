@@ -19,10 +19,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
-from dcamt.data.dataset import read_json
 from dcamt.data.volume import Volume, write_volume
 from dcamt.errors import InputError
-from dcamt.files import write_text
+from dcamt.files import read_json, write_text
 
 Array = NDArray[np.float64]
 

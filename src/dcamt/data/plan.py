@@ -66,7 +66,7 @@ def make_plan(dataset: Dataset, found: Fingerprint, data: DataConfig) -> Plan:
             for channel, name in enumerate(dataset.channels)
         ),
         patch=patch,
-        codes=dataset.codes,
+        codes=dict(dataset.codes),
     )
 
 

@@ -1,16 +1,22 @@
 """Which cases train with their label, which without it, and which validate."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from dcamt.data.dataset import Dataset, case_name, read_json
+from dcamt.data.dataset import Dataset
+from dcamt.data.folder import case_name
 from dcamt.data.formats import file_stem
 from dcamt.errors import InputError
+from dcamt.files import parse_json
+
+NUMBERED_FOLD = re.compile(r"(?P<file>.+):(?P<fold>\d{1,9})")
+"""FILE:FOLD, a fold of nnU-Net's splits_final.json."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,11 @@ def choose_split(
 ) -> Split:
     """Decide which cases train with their label, without it, or validate.
 
-    With a splits file its lists are used; `labeled` = N then keeps the label of the first N of
-    its labelled and unlabelled cases that have one, "all" every label there is. Without it, a
-    share `val_fraction` of the labelled cases validates (at least one of five or more), and N of
-    the others, drawn by `seed`, are labelled: more labels extend the same draw, and validation
-    stays the same.
+    With a splits file its lists are used, of nnU-Net's folds those of FILE:FOLD (else of fold 0);
+    `labeled` = N then keeps the label of the first N of its labelled and unlabelled cases that
+    have one, "all" every label there is. Without it, a share `val_fraction` of the labelled cases
+    validates (at least one of five or more), and N of the others, drawn by `seed`, are labelled:
+    more labels extend the same draw, and validation stays the same.
     Raises InputError for unusable files and counts.
     """
     number = isinstance(labeled, Integral) and not isinstance(labeled, bool) and labeled >= 1
@@ -77,22 +83,51 @@ def hide_labels(dataset: Dataset, split: Split) -> Dataset:
 
 def _read_splits(dataset: Dataset, path: Path) -> Split:
     """The lists of a splits file, checked against the data set."""
-    content = read_json(path)
+    numbered = None if path.exists() else NUMBERED_FOLD.fullmatch(str(path))
+    file = Path(numbered["file"]) if numbered else path
+    content = parse_json(file)
+    if isinstance(content, list):
+        return _read_fold(dataset, file, content, int(numbered["fold"]) if numbered else 0)
+    if numbered:
+        raise InputError(f"{file}: holds no folds; leave out :{numbered['fold']}")
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: must hold a JSON object {{...}} or nnU-Net's list of folds")
     allowed = [field.name for field in fields(Split)]
     wrong = [key for key in content if key not in allowed]
     wrong += [key for key in ("labeled", "unlabeled", "val") if key not in content]
     if wrong:
         raise InputError(
-            f"{path}: {', '.join(map(repr, wrong))} is unknown or missing; a splits file has the "
+            f"{file}: {', '.join(map(repr, wrong))} is unknown or missing; a splits file has the "
             "lists labeled, unlabeled, val and, if wanted, test"
         )
-    lists = {}
-    for key, names in content.items():
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{path}: {key!r} must be a list of case names; correct it")
-        lists[key] = tuple(case_name(file_stem(name) or name) for name in names)
-    _check_splits(dataset, path, lists)
+    lists = {key: _case_names(file, key, names) for key, names in content.items()}
+    _check_splits(dataset, file, lists)
     return Split(**lists)
+
+
+def _read_fold(dataset: Dataset, path: Path, folds: list[Any], fold: int) -> Split:
+    """One fold of nnU-Net's splits_final.json: a list of {"train": [...], "val": [...]}.
+
+    nnU-Net knows no unlabelled cases; they are all those without a label.
+    """
+    if fold >= len(folds):
+        raise InputError(f"{path}: has {len(folds)} folds, counted from 0; there is no fold {fold}")
+    content = folds[fold]
+    if not isinstance(content, dict) or not {"train", "val"} <= content.keys():
+        raise InputError(
+            f'{path}: fold {fold} must be {{"train": [...], "val": [...]}}, as in nnU-Net\'s '
+            "splits_final.json"
+        )
+    lists = {key: _case_names(path, key, content[key]) for key in ("train", "val")}
+    _check_splits(dataset, path, lists)
+    unlabeled = tuple(case.name for case in dataset.cases if case.label is None)
+    return Split(lists["train"], unlabeled, lists["val"])
+
+
+def _case_names(path: Path, key: str, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: {key!r} must be a list of case names; correct it")
+    return tuple(case_name(file_stem(name) or name) for name in names)
 
 
 def _check_splits(dataset: Dataset, path: Path, lists: dict[str, tuple[str, ...]]) -> None:
@@ -107,12 +142,12 @@ def _check_splits(dataset: Dataset, path: Path, lists: dict[str, tuple[str, ...]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(f"{path}: {_some(repeated)} listed more than once; list each case once")
-    for key in ("labeled", "val", "test"):
+    for key in ("labeled", "train", "val", "test"):
         bare = [name for name in lists.get(key, ()) if not has_label[name]]
         if bare:
             raise InputError(
-                f"{path}: {_some(bare)} in {key!r} without a label file; add the labels or move "
-                "the cases to 'unlabeled'"
+                f"{path}: {_some(bare)} in {key!r} without a label file; add the labels, or "
+                + ("take the cases out" if "train" in lists else "move the cases to 'unlabeled'")
             )
 
 

@@ -137,7 +137,7 @@ def survey(
                 count = len(dataset.classes)
                 check_label_values(look.label_voxels, count, dataset.ignore, case.label)
     learnt = [look for look in looks if look.name in training]
-    warnings = _remarks(looks) + _never_shown(dataset, learnt)
+    warnings = [*dataset.notes, *_remarks(looks), *_never_shown(dataset, learnt)]
     errors += of_channels + of_classes + _nothing_shown(dataset, learnt)
     chosen: Plan | None = None
     if not errors:

@@ -18,7 +18,7 @@ from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Forms, Stored
 from dcamt.data.grid import GRID_TOLERANCE, apart, is_sheared, onto, reorient, shear_angle
 from dcamt.errors import CannotHold, InputError
-from dcamt.files import atomic
+from dcamt.files import atomic, check_fetched
 
 WHOLE_TOLERANCE = 1e-3
 """Distance from a whole number that a label may have: labels stored scaled come back as 0.99999."""
@@ -217,13 +217,9 @@ def _read(path: Path, dtype: Any, part: Part, series: int | None = None) -> Stor
 
     dtype None keeps the file's own.
     """
+    check_fetched(path)
     if path.is_dir() and part == "image" and dicom.is_series(path):
         return dicom.read(path, series)
-    if path.is_symlink() and not path.exists():
-        raise InputError(
-            f"{path}: is a link to a file that is not there; fetch it first (git annex get, dvc "
-            "pull), or correct the link"
-        )
     with np.errstate(over="ignore", invalid="ignore"):
         stored = format_of(path).read(path, dtype, part)
     array = stored.array

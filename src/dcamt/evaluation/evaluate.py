@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcamt.data.dataset import LITERATURE, read_json, volume_file
-from dcamt.data.formats import hdf5
+from dcamt.data.dataset import read_dataset
+from dcamt.data.description import read_description
+from dcamt.data.folder import by_case, is_of_the_system, volume_file
+from dcamt.data.formats import ending_of, hdf5
 from dcamt.data.volume import aligned, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import (
@@ -22,7 +24,7 @@ from dcamt.evaluation.metrics import (
     OK,
     metrics_per_class,
 )
-from dcamt.files import write_text
+from dcamt.files import check_fetched, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,8 +59,10 @@ def evaluate(predictions: Path, labels: Path, unit: str = "mm") -> dict[str, Any
     """
     if unit not in UNITS:
         raise InputError(f"unit: '{unit}' is not known; choose {' or '.join(UNITS)}")
-    label_folder = _label_folder(labels)
-    prediction_files, label_files = _prediction_files(predictions), _label_files(label_folder)
+    prediction_files = _prediction_files(predictions)
+    label_folder, label_files = _labels(labels)
+    label_files = by_case(label_files, prediction_files)
+    prediction_files = by_case(prediction_files, label_files)
     _check_all_labelled(prediction_files, label_files, predictions, label_folder)
     names, ignore = _declared_classes(label_folder)
 
@@ -194,20 +198,26 @@ def _prediction_files(predictions: Path) -> dict[str, Path]:
     return dict([entry])
 
 
-def _label_folder(labels: Path) -> Path:
-    if not labels.is_dir():
-        raise InputError(f"{labels}: is not a folder; give the folder of labels or the data set")
-    folders = (labels / name for name in ("labelsTr", "labels"))
-    return next((folder for folder in folders if folder.is_dir()), labels)
+def _labels(place: Path) -> tuple[Path, dict[str, Path]]:
+    """The folder of the labels, and the label file of each case.
 
-
-def _label_files(folder: Path) -> dict[str, Path]:
-    """Like _files_in, without the literature's files that hold an image only."""
-    found = _files_in(folder)
-    return {
+    HDF5 files that hold an image only are left out.
+    """
+    check_fetched(place)
+    if not place.is_dir():
+        raise InputError(f"{place}: is not a folder; give the folder of labels or the data set")
+    folders = [place / name for name in ("labelsTr", "labels")]
+    for folder in folders:
+        check_fetched(folder)
+    folder = next((folder for folder in folders if folder.is_dir()), place)
+    listed = (read_description(place).listed or {}).values()
+    if any(label is not None and (place / label).exists() for _, label in listed):
+        cases = read_dataset(place).cases
+        return place, {case.name: case.label for case in cases if case.label is not None}
+    return folder, {
         case: path
-        for case, path in found.items()
-        if path.name != LITERATURE or hdf5.has_label(path)
+        for case, path in _files_in(folder).items()
+        if ending_of(path.name) != ".h5" or hdf5.has_label(path)
     }
 
 
@@ -215,9 +225,8 @@ def _files_in(folder: Path) -> dict[str, Path]:
     """Case name -> file, sorted by name."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        entry = volume_file(path)
-        # Hidden files are leftovers, such as the "._CASE.nii.gz" that macOS puts into archives.
-        if entry is None or path.name.startswith("."):
+        entry = None if is_of_the_system(path) else volume_file(path)
+        if entry is None:
             continue
         case, file = entry
         if case in files:
@@ -244,22 +253,8 @@ def _declared_classes(label_folder: Path) -> tuple[dict[int, str], int | None]:
     """Classes of the ``dataset.json`` in `label_folder` or above it: {value: name}, ignore value.
 
     The classes are without background and ignore value; there are none without such a file.
-    Both conventions are read: nnU-Net's {name: value} and the Decathlon's {value: name}.
     """
-    places = (label_folder / "dataset.json", label_folder.absolute().parent / "dataset.json")
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        return {}, None
-    try:
-        declared = read_json(file)["labels"]
-        pairs = [(int(a), b) if a.isdecimal() else (int(b), a) for a, b in declared.items()]
-        ignore = next((value for value, name in pairs if name == "ignore"), None)
-        names = {value: str(name) for value, name in pairs if value not in (BACKGROUND, ignore)}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        names = {}
-    if not names:
-        raise InputError(
-            f'{file}: has no usable list of classes; give it "labels" as in '
-            '{"background": 0, "NAME": 1}, each name with one whole number'
-        )
-    return names, ignore
+    told = read_description(label_folder)
+    if not told.classes:
+        told = read_description(label_folder.absolute().parent)
+    return dict(enumerate(told.classes[1:], 1)), told.ignore

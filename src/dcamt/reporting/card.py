@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from dcamt.config import load_config
-from dcamt.data.dataset import read_json
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import METRICS
 from dcamt.evaluation.statistics import over_seeds
 from dcamt.experiment import build_method
+from dcamt.files import read_json
 from dcamt.reporting.run_folder import Run, read_run
 from dcamt.reporting.tables import DASH, headings, scale
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 
 from dcamt.config import load_yaml
-from dcamt.data.dataset import read_json
 from dcamt.data.volume import LARGEST_LABEL
 from dcamt.errors import InputError
-from dcamt.files import read_text
+from dcamt.files import read_json, read_text
 
 _LABEL = Annotated[int, Field(ge=0, le=LARGEST_LABEL)]
 _Metric = FiniteFloat | None

@@ -14,6 +14,7 @@ from dcamt.data.formats.guard import Array, file_size, reading
 from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Forms, Stored
 from dcamt.errors import InputError
+from dcamt.files import check_fetched
 
 Reader = Callable[[Path, Any, Part], Stored]
 Writer = Callable[[Path, Array, Array, Forms | None], None]
@@ -92,8 +93,10 @@ def format_of(path: Path) -> Format:
 def parts_of(path: Path) -> list[Path]:
     """The files a volume consists of, by which a change of it is told.
 
-    Slices of a DICOM folder, and the data file that a detached header names.
+    Slices of a DICOM folder, and the data file that a detached header names. Raises InputError for
+    a link whose target is not there.
     """
+    check_fetched(path)
     if path.is_dir():
         return [path, *sorted(path.iterdir())]
     find = format_of(path).data_file if ending_of(path.name) else None
