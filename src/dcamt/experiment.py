@@ -74,11 +74,14 @@ def train_run(
             print(f"{out}: nothing to resume there, a new run begins", file=sys.stderr)
         versions = _versions(config)  # before the work: it refuses a device that is not there
         config, split = plan_run(dataset, config, splits, labeled)
+        found = read_dataset(dataset)
+        data = {"name": found.name, "licence": found.licence}
     with alone(out):
         if not begun:
             _refuse_existing(out, resume)  # another may have begun while this one planned
             write_text(out / "split.json", json.dumps(asdict(split), indent=1))
             write_text(out / "versions.json", json.dumps(versions, indent=1))
+            write_text(out / "data.json", json.dumps(data, indent=1))
             save_config(config, out / "config.yaml")
         return _train_and_report(out, config, split, resume, quiet)
 
@@ -273,7 +276,7 @@ def check_fit(config: Config, weights: Path) -> None:
 
 def _refuse_existing(out: Path, resume: bool) -> None:
     """InputError unless ``out`` is empty, or holds what a run killed while it began left."""
-    if holds(out) - ({"split.json", "versions.json"} if resume else set()):
+    if holds(out) - ({"split.json", "versions.json", "data.json"} if resume else set()):
         raise InputError(
             f"{out}: exists already; choose another --out, or continue a run with --resume"
         )

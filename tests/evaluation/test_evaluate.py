@@ -6,11 +6,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from rich.console import Console
 
 from dcamt.data.volume import read_label, write_volume
 from dcamt.errors import InputError
-from dcamt.evaluation.evaluate import evaluate, summary_table, write_json
+from dcamt.evaluation.evaluate import evaluate, write_json
 
 SPACING = (2.0, 1.0, 0.5)
 SHAPE = (8, 10, 12)
@@ -308,27 +307,3 @@ def test_json_that_cannot_be_written(folders: tuple[Path, Path], tmp_path: Path)
     taken.mkdir()
     with pytest.raises(InputError, match="taken: cannot be written"):
         write_json(evaluate(*folders), taken)
-
-
-def test_table_names_units_and_counts_misses(folders: tuple[Path, Path]) -> None:
-    predictions, labels = folders
-    declare(labels, {"background": 0, "left": 1, "[right]": 2})
-    table = summary_table(evaluate(predictions, labels))
-    columns = {str(column.header): list(column.cells) for column in table.columns}
-    assert columns == {
-        "Class": ["left", r"\[right]", "all"],
-        "Dice (%)": ["33.33 ± 47.14", "50.00 ± 50.00", "40.00 ± 40.82"],
-        "Jaccard (%)": ["33.33 ± 47.14", "50.00 ± 50.00", "40.00 ± 40.82"],
-        "95HD (mm)": ["1.00 ± 1.00", "0.00", "0.67 ± 0.50"],
-        "ASD (mm)": ["1.00 ± 1.00", "0.00", "0.67 ± 0.50"],
-        "Missed": ["1", "0", "1"],
-        "Invented": ["0", "1", "1"],
-    }
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(table)
-    printed = capture.get()
-    assert "3 cases" in printed
-    assert "left out: 1" in printed
-    (line,) = (line for line in printed.splitlines() if "[right]" in line)
-    assert " ".join(line.split()) == "[right] 50.00 ± 50.00 50.00 ± 50.00 0.00 0.00 0 1"

@@ -28,6 +28,7 @@ from dcamt.config import MOST_CLASSES
 from dcamt.data.formats import FORMATS, dicom, file_stem, hdf5
 from dcamt.data.volume import Volume, read_label
 from dcamt.errors import InputError
+from dcamt.escape import printable
 from dcamt.files import read_text
 
 IGNORE = "ignore"
@@ -57,6 +58,7 @@ class Dataset:
 
     classes: names by label value, the first is background; () while unknown (see find_classes).
     ignore: label value of voxels that nobody annotated.
+    licence: what dataset.json states, on one line; "" where it states none.
     """
 
     root: Path
@@ -65,6 +67,7 @@ class Dataset:
     classes: tuple[str, ...]
     ignore: int | None
     cases: tuple[Case, ...]
+    licence: str = ""
 
     def case(self, name: str) -> Case:
         """The case of that name; InputError if there is none."""
@@ -445,7 +448,20 @@ def _describe(dataset: Dataset, path: Path) -> Dataset:
             f"{path}: 'labels' must name 0 as background and at least one class; correct it"
         )
     classes = _checked_classes(("background", *classes[1:]), path)
-    return replace(dataset, name=name, channels=channels, classes=classes, ignore=ignore)
+    return replace(
+        dataset,
+        name=name,
+        channels=channels,
+        classes=classes,
+        ignore=ignore,
+        licence=_licence(content),
+    )
+
+
+def _licence(content: dict[str, Any]) -> str:
+    stated = next((content[key] for key in ("licence", "license") if content.get(key)), "")
+    text = stated if isinstance(stated, str) else json.dumps(stated, ensure_ascii=False)
+    return printable(" ".join(text.split()))
 
 
 def _by_number(path: Path, key: str, entries: Any) -> tuple[str, ...]:
@@ -464,6 +480,12 @@ def _by_number(path: Path, key: str, entries: Any) -> tuple[str, ...]:
     names = {int(number): name for number, name in pairs if number.isdecimal()}
     if sorted(names) != list(range(len(pairs))) or len({*names.values()}) != len(pairs):
         raise wrong
+    for name in names.values():
+        if not name.strip() or not name.isprintable():
+            raise InputError(
+                f"{path}: {key!r} has the name {name!r}, which is empty or has characters that "
+                "cannot be printed; write it as plain text"
+            )
     return tuple(names[i] for i in range(len(names)))
 
 

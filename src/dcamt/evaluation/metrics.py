@@ -41,6 +41,16 @@ _ROUNDING = 1e-6  # headers hold voxel sizes in 32 bits
 OK, MISSED, INVENTED, BOTH_EMPTY = "ok", "missed", "invented", "both empty"
 
 
+def scale(metric: str) -> int:
+    """Overlaps are shown in %."""
+    return 100 if metric in OVERLAPS else 1
+
+
+def heading(metric: str, unit: str) -> str:
+    """``Dice (%)`` and so on; ``unit`` is that of the distances."""
+    return f"{TITLES[metric]} ({'%' if metric in OVERLAPS else unit})"
+
+
 def segmentation_metrics(
     prediction: NDArray[np.bool_],
     reference: NDArray[np.bool_],
@@ -55,7 +65,7 @@ def segmentation_metrics(
         reference: boolean mask (X, Y, Z).
         spacing: voxel size in mm along X, Y, Z, for distances in mm; (1, 1, 1) for voxels.
         metrics: keys of TITLES.
-        tolerance: distance up to which ``nsd`` takes two surfaces for one, in the unit of `spacing`.
+        tolerance: distance up to which ``nsd`` takes two surfaces for one, in `spacing`'s unit.
 
     Returns:
         `metrics` in their order: overlaps in 0..1, distances in the unit of `spacing`. All are None
@@ -104,8 +114,9 @@ def metrics_per_class(
         metrics, tolerance: as for `segmentation_metrics`.
 
     Returns:
-        One row a class, in the order of `classes`: ``class``, the metrics, and ``outcome``, one of "ok", "missed" (only the reference has the
-        class), "invented" (only the prediction has it) and "both empty".
+        One row a class, in the order of `classes`: ``class``, the metrics, and ``outcome``, one of
+        "ok", "missed" (only the reference has the class), "invented" (only the prediction has it)
+        and "both empty".
 
     Raises:
         ValueError: as `segmentation_metrics`.
