@@ -309,6 +309,11 @@ BAD_DESCRIPTIONS: dict[str, tuple[Any, str]] = {
         MSD | {"labels": {"background": 0, "ignore": 1, "a": 2}},
         "'ignore' has the value 1, but must have the highest",
     ),
+    "class that cannot be printed": (
+        MSD | {"labels": {"0": "background", "1": "a\x1b[2J"}},
+        "'labels' has the name 'a\\\\x1b",
+    ),
+    "channel without a name": (MSD | {"modality": {"0": ""}}, "'modality' has the name ''"),
     "name that climbs": (MSD | {"name": "../../elsewhere"}, "without slashes"),
     "name that is no text": (MSD | {"name": 3}, "'name' is 3"),
     "file ending": (NNUNET | {"file_ending": ".png"}, "'file_ending' is '.png'"),
