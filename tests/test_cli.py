@@ -419,7 +419,7 @@ def test_from_training_to_report(cli, phantoms, tmp_path, tiny):
 
     names = {p.name for p in run.iterdir()}
     assert names == {
-        "config.yaml", "split.json", "versions.json", "log.csv", "last.safetensors",
+        "config.yaml", "split.json", "versions.json", "data.json", "log.csv", "last.safetensors",
         ".lock", "best.safetensors", "validation", "validation.json", "report.html", "tensorboard",
     }  # fmt: skip
     assert json.loads((run / "split.json").read_text()) == splits | {"test": []}

@@ -22,8 +22,10 @@ from dcamt.data.inspect import inspect as _inspect
 from dcamt.data.scans import find_scans
 from dcamt.engine.train import make_fabric
 from dcamt.errors import InputError, Unwritable
+from dcamt.escape import printable
 from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
+from dcamt.evaluation.metrics import METRICS
 from dcamt.experiment import load_run, train_run
 from dcamt.exporting import export_run
 from dcamt.files import refuse_links, remove_abandoned
@@ -33,6 +35,7 @@ from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import kept_memory
 from dcamt.reporting.card import model_card
 from dcamt.reporting.report import write_report
+from dcamt.reporting.terminal import plain_console
 
 __all__ = [
     "ablate",
@@ -155,9 +158,9 @@ def predict(
         remove_abandoned(folder)
     work = partial(predict_case, predictor, config, extras=extras, series=series)
     todo = [scan for scan in scans if not outputs[scan.name].exists()]
-    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
+    console = plain_console(stderr=True, quiet=quiet)
     for note in remarks_on(unread, skip=Path(out).resolve()):
-        console.print(note)
+        console.print(printable(note))
     _segment(todo, outputs, work, console)
     return list(outputs.values())
 
@@ -231,15 +234,26 @@ def prepare(preset: str, source: PathLike, out: PathLike, *, quiet: bool = False
 
 
 def evaluate(
-    predictions: PathLike, labels: PathLike, out: PathLike | None = None, *, unit: str = "mm"
+    predictions: PathLike,
+    labels: PathLike,
+    out: PathLike | None = None,
+    *,
+    unit: str = "mm",
+    metrics: str | Iterable[str] = METRICS,
+    tolerance: float = 1.0,
 ) -> dict[str, Any]:
     """Compare ``predictions`` (a folder of segmentations) with ``labels``; see docs/metrics.md.
+
+    ``metrics`` are keys of that page, as a list or as ``"dice,nsd"``; ``tolerance`` is that of
+    ``nsd``, in ``unit``.
 
     Returns the result and, if ``out`` is given, writes it there as JSON.
     """
     if out is not None and Path(out).exists() and not _is_json(Path(out)):
         raise InputError(f"{out}: exists already and holds no scores; choose another --out")
-    result = _evaluate(Path(predictions), Path(labels), unit)
+    asked = metrics.split(",") if isinstance(metrics, str) else metrics
+    names = [name.strip() for name in asked]
+    result = _evaluate(Path(predictions), Path(labels), unit, names, tolerance)
     if out is not None:
         write_json(result, Path(out))
     return result

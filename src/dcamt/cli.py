@@ -239,18 +239,27 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of segmentations.")],
     labels: Annotated[Path, typer.Argument(help="Folder of labels, or a data set.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
-    unit: Annotated[Unit, typer.Option(help="Unit of 95HD and ASD.")] = Unit.mm,
+    unit: Annotated[Unit, typer.Option(help="Unit of the distances.")] = Unit.mm,
+    metrics: Annotated[
+        str, typer.Option(help="NAME,...; also assd, hd, hd95_max and nsd (surface Dice).")
+    ] = "dice,jaccard,hd95,asd",
+    tolerance: Annotated[
+        float, typer.Option(help="Distance up to which nsd takes surfaces for one.")
+    ] = 1.0,
     quiet: Quiet = False,
 ) -> None:
-    """Dice, Jaccard, 95HD and ASD per case and class, as JSON and a table."""
+    """Dice, Jaccard, 95HD and ASD, or others, per case and class, as JSON and a table."""
     from rich.console import Console
 
     from dcamt import api
-    from dcamt.evaluation.evaluate import summary_table
+    from dcamt.reporting.terminal import score_tables
 
-    result = api.evaluate(predictions, labels, out, unit=unit.value)
+    result = api.evaluate(
+        predictions, labels, out, unit=unit.value, metrics=metrics, tolerance=tolerance
+    )
     if not quiet:
-        Console().print(summary_table(result))
+        console = Console()
+        console.print(*score_tables(result, console.width))
 
 
 @app.command()
@@ -304,12 +313,12 @@ def compare(
     """Train, segment and score many methods alike; tables and figures, resumable."""
     from dcamt import api
 
-    api.compare(
+    results = api.compare(
         dataset, out, methods, labeled=_count_list(labeled), seeds=seeds, splits=splits,
         iterations=iterations, device=None if device is None else device.value, config=config,
         set=set_ or (), plan=plan, jobs=jobs, quiet=quiet,
     )  # fmt: skip
-    typer.echo((out / "table.md").read_text(encoding="utf-8"), nl=False)
+    _show_comparison(results, out)
 
 
 @app.command()
@@ -330,12 +339,12 @@ def ablate(
     """Compare DCA-MT without and with each of its parts."""
     from dcamt import api
 
-    api.ablate(
+    results = api.ablate(
         dataset, out, labeled=_count_list(labeled), seeds=seeds, splits=splits,
         iterations=iterations, device=None if device is None else device.value, config=config,
         set=set_ or (), plan=plan, jobs=jobs, quiet=quiet,
     )  # fmt: skip
-    typer.echo((out / "table.md").read_text(encoding="utf-8"), nl=False)
+    _show_comparison(results, out)
 
 
 @app.command()
@@ -368,6 +377,19 @@ def cost(
         typer.echo(json.dumps(found))
     else:
         typer.echo(f"{method}: {found['parameters']:,} parameters, {found['macs'] / 1e9:.2f} GMACs")
+
+
+def _show_comparison(results: dict[str, Any], out: Path) -> None:
+    """Tables that fit into the terminal, and Markdown to whatever else reads."""
+    from rich.console import Console
+
+    from dcamt.reporting.terminal import comparison_table
+
+    if sys.stdout.isatty():
+        console = Console()
+        console.print(comparison_table(results, console.width))
+    else:
+        typer.echo((out / "table.md").read_text(encoding="utf-8"), nl=False)
 
 
 def _count(labeled: str | None) -> int | Literal["all"] | None:

@@ -27,6 +27,7 @@ from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.engine.train import choose_device
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
+from dcamt.evaluation.metrics import METRICS
 from dcamt.evaluation.statistics import against_first, case_means, gap_closed, over_seeds
 from dcamt.experiment import plan_run, refuse_changes, resolve_method
 from dcamt.files import (
@@ -43,6 +44,7 @@ from dcamt.reporting.charts import plot_efficiency, plot_metrics
 from dcamt.reporting.figures import plot_contours
 from dcamt.reporting.run_folder import read_scores, segmentation_in
 from dcamt.reporting.tables import csv_text, latex, markdown
+from dcamt.reporting.terminal import plain_console
 
 BASELINE = "vnet"
 """With few labels the start, with all labels the end of the gap that a method may close."""
@@ -158,7 +160,7 @@ def compare(
     Returns what ``out``/results.json holds. Raises InputError for what the user can mend, before
     anything is trained where that can be told, and Interrupted after saving on a signal.
     """
-    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
+    console = plain_console(stderr=True, quiet=quiet)
     if design.seeds < 1:
         raise InputError(f"--seeds {design.seeds}: ask for at least 1")
     train = config.train
@@ -357,7 +359,7 @@ class _Progress:
         self.done += 1
         minutes = (time.monotonic() - self.begin) / 60
         left = minutes / self.done * (self.total - self.done)
-        dice = read_scores(self.runs[job.name].scores)["mean"]["dice"]
+        dice = read_scores(self.runs[job.name].scores, METRICS)["mean"]["dice"]
         shown = "none" if dice is None else f"{100 * dice:.2f} %"
         self.console.print(
             f"{self.done}/{self.total}  {job.name}  Dice {shown}  {minutes:.1f} min, about "
@@ -377,7 +379,9 @@ def _collect(
     for c in sorted(cases, key=lambda c: (c.name == "all", len(c.split.labeled))):
         names = dict.fromkeys(run.row.name for run in runs if run.cases is c)
         of_row = {n: [r for r in runs if r.cases is c and r.row.name == n] for n in names}
-        scores = {name: [read_scores(run.scores) for run in of_row[name]] for name in names}
+        scores = {
+            name: [read_scores(run.scores, METRICS) for run in of_row[name]] for name in names
+        }
         tests = against_first(list(scores.values()))
         for (name, found), p in zip(of_row.items(), tests, strict=True):
             unit = scores[name][0]["unit"]
@@ -401,7 +405,7 @@ def _collect(
     _add_gap(lines)
     scored = cases[0].scored
     return {
-        "dataset": str(dataset.root.resolve()),
+        "dataset": dataset.name,
         "cases": scored,
         "case_count": len(cases[0].split.test if scored == "test" else cases[0].split.val),
         "weights": "last",

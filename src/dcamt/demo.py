@@ -35,7 +35,7 @@ def run_demo(out: Path) -> dict[str, Any]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; remove it or choose another --out")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     dataset, new = out / "dataset", out / "new_scans"
     drawn = LABELED + UNLABELED + VALIDATION
     write_phantoms(dataset, drawn, labeled=LABELED, val=VALIDATION, seed=1)

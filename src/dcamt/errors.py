@@ -1,5 +1,7 @@
 """The one exception a user is meant to read."""
 
+from dcamt.escape import printable
+
 _LONGEST = 1000
 
 
@@ -12,7 +14,7 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str):
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        line = printable(message)
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 3 :]}"
         super().__init__(line)

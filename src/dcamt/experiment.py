@@ -95,6 +95,8 @@ def train_run(
             _refuse_existing(out, resume)  # another may have begun while this one planned
             write_text(out / "split.json", json.dumps(asdict(planned.split), indent=1))
             write_text(out / "versions.json", json.dumps(versions, indent=1))
+            data = {"name": planned.dataset.name, "licence": planned.dataset.licence}
+            write_text(out / "data.json", json.dumps(data, indent=1))
             save_config(planned.config, out / "config.yaml")
         return _train_and_report(out, planned, resume, quiet)
 
@@ -292,7 +294,7 @@ def check_fit(config: Config, weights: Path) -> None:
 
 def _refuse_existing(out: Path, resume: bool) -> None:
     """InputError unless ``out`` is empty, or holds what a run killed while it began left."""
-    if holds(out) - ({"split.json", "versions.json"} if resume else set()):
+    if holds(out) - ({"split.json", "versions.json", "data.json"} if resume else set()):
         raise InputError(
             f"{out}: exists already; choose another --out, or continue a run with --resume"
         )

@@ -191,6 +191,21 @@ def test_brackets_in_names_are_shown(root: Path) -> None:
     assert "[red]x" in shown(inspect(root))
 
 
+def test_long_names_are_whole_at_80_columns(root: Path, monkeypatch, cli) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"sub-hospitalname_ses-baseline_acq-mprage_run-{i:03}_T1w" for i in range(21)]
+    for number, name in enumerate(names):
+        save(root / f"imagesTr/{name}.nii.gz", image(number))
+    code, text, _ = cli("inspect", root)
+    assert code == 0
+    lines = text.splitlines()
+    for name in names[:17]:  # of 25 cases, 20 are shown, and three have short names
+        line = lines[lines.index(name) + 1]
+        assert "unlabelled, 6 x 5 x 4 voxels of 0.7 x 0.7 x 1.5 mm" in line
+    assert names[17] not in text
+    assert "not shown: 5 of 25 cases" in text
+
+
 def test_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="known layout"):
         inspect(tmp_path)

@@ -121,6 +121,7 @@ def test_a_run_killed_while_it_began_can_be_begun_again(phantoms, tiny, tmp_path
     run.mkdir()
     (run / "split.json").write_text("{}")
     (run / ".tmp-1-versions.json").write_text("{")
+    (run / "data.json").write_text("{}")
     api.train(phantoms, run, splits=phantoms / "splits.json", set=tiny, resume=True, quiet=True)
     assert saved(run) == 3
     assert not list(run.glob(".tmp-*"))

@@ -6,11 +6,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from rich.console import Console
 
+from dcamt import api
 from dcamt.data.volume import read_label, write_volume
 from dcamt.errors import InputError
-from dcamt.evaluation.evaluate import evaluate, summary_table, write_json
+from dcamt.evaluation.evaluate import evaluate, write_json
 
 SPACING = (2.0, 1.0, 0.5)
 SHAPE = (8, 10, 12)
@@ -148,6 +148,61 @@ def test_real_labels_against_themselves(real_data: Path, tmp_path: Path) -> None
     assert result["mean"] == {"dice": 1, "jaccard": 1, "hd95": 0, "asd": 0}
     assert [row["class_name"] for row in result["cases"]] == 2 * ["Anterior", "Posterior"]
     assert result["not_predicted"] == 198
+
+
+# ------------------------------------------------------------------------------- other metrics
+
+
+def test_the_metrics_asked_for_are_measured(folders: tuple[Path, Path]) -> None:
+    asked = ["nsd", "dice", "assd", "hd95_max", "hd"]
+    result = evaluate(*folders, metrics=asked, tolerance=2)
+    apart = row_of(result, "apart", 1)  # planes 2 mm from each other
+    assert list(apart) == ["case", "class", *asked, "outcome"]
+    assert [apart[metric] for metric in asked] == pytest.approx([1, 0, 2, 2, 2])
+    missed = row_of(result, "confused", 1)
+    assert (missed["nsd"], missed["hd"]) == (0, None)
+    assert result["mean"]["nsd"] == pytest.approx(3 / 5)
+    assert list(result["mean"]) == list(result["std"]) == asked
+    assert list(result["per_class"]["2"]["std"]) == asked
+    assert result["tolerance"] == 2
+    assert "tolerance" not in evaluate(*folders, metrics=["hd"])
+
+
+def test_the_tolerance_is_in_the_unit(folders: tuple[Path, Path]) -> None:
+    for unit, tolerance, expected in (("mm", 1.5, 0), ("voxels", 1, 1), ("voxels", 0.9, 0)):
+        result = evaluate(*folders, unit=unit, metrics=["nsd"], tolerance=tolerance)
+        assert row_of(result, "apart", 1)["nsd"] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ["dice", "hd99"]}, "'hd99' is not known; choose from dice, jaccard, .*, nsd"),
+        ({"metrics": []}, "none is named"),
+        ({"tolerance": -1.0}, "tolerance -1: give a distance of 0 or more, in mm"),
+        ({"tolerance": float("nan")}, "tolerance nan"),
+        ({"tolerance": float("inf")}, "tolerance inf"),
+    ],
+)
+def test_unusable_metrics(folders: tuple[Path, Path], options, message) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate(*folders, **options)
+
+
+def test_the_command_takes_metrics_and_a_tolerance(folders, tmp_path: Path, cli) -> None:
+    scores = tmp_path / "scores.json"
+    code, out, _ = cli("evaluate", *folders, "--out", scores, "--metrics", "dice, nsd",
+                       "--tolerance", "2")  # fmt: skip
+    assert code == 0
+    assert "NSD within 2 mm" in out and "NSD (%)" in out and "95HD" not in out
+    assert json.loads(scores.read_text())["mean"] == {"dice": 0.4, "nsd": 0.6}
+    assert api.evaluate(*folders, metrics="nsd,dice", tolerance=2)["mean"]["nsd"] == 0.6
+    code, _, err = cli("evaluate", *folders, "--out", scores, "--metrics", "volume")
+    assert code == 2
+    assert err == (
+        "dcamt: metrics: 'volume' is not known; choose from dice, jaccard, hd95, asd, assd, hd, "
+        "hd95_max, nsd\n"
+    )
 
 
 # ------------------------------------------------------------------------ where the labels lie
@@ -321,27 +376,3 @@ def test_json_that_cannot_be_written(folders: tuple[Path, Path], tmp_path: Path)
     taken.mkdir()
     with pytest.raises(InputError, match="taken: cannot be written"):
         write_json(evaluate(*folders), taken)
-
-
-def test_table_names_units_and_counts_misses(folders: tuple[Path, Path]) -> None:
-    predictions, labels = folders
-    declare(labels, {"background": 0, "left": 1, "[right]": 2})
-    table = summary_table(evaluate(predictions, labels))
-    columns = {str(column.header): list(column.cells) for column in table.columns}
-    assert columns == {
-        "Class": ["left", r"\[right]", "all"],
-        "Dice (%)": ["33.33 ± 47.14", "50.00 ± 50.00", "40.00 ± 40.82"],
-        "Jaccard (%)": ["33.33 ± 47.14", "50.00 ± 50.00", "40.00 ± 40.82"],
-        "95HD (mm)": ["1.00 ± 1.00", "0.00", "0.67 ± 0.50"],
-        "ASD (mm)": ["1.00 ± 1.00", "0.00", "0.67 ± 0.50"],
-        "Missed": ["1", "0", "1"],
-        "Invented": ["0", "1", "1"],
-    }
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(table)
-    printed = capture.get()
-    assert "3 cases" in printed
-    assert "left out: 1" in printed
-    (line,) = (line for line in printed.splitlines() if "[right]" in line)
-    assert " ".join(line.split()) == "[right] 50.00 ± 50.00 50.00 ± 50.00 0.00 0.00 0 1"

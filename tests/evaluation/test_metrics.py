@@ -7,13 +7,20 @@ from types import ModuleType
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_allclose
 from scipy.ndimage import gaussian_filter
 
-from dcamt.evaluation.metrics import METRICS, metrics_per_class, segmentation_metrics
+from dcamt.evaluation.metrics import (
+    METRICS,
+    OVERLAPS,
+    TITLES,
+    metrics_per_class,
+    segmentation_metrics,
+)
 
 VOXELS = (1.0, 1.0, 1.0)
 
@@ -94,6 +101,81 @@ def test_equals_medpy_on_real_labels(medpy: ModuleType, real_data: Path, axis: i
             value = row["class"]
             ours = {metric: row[metric] for metric in METRICS}
             assert_same(ours, by_medpy(medpy, prediction == value, label == value, spacing))
+
+
+# ----------------------------------------------------------------- the others, by their authors
+
+
+def by_others(medpy: ModuleType, prediction, reference, spacing, tolerance) -> dict[str, float]:
+    """MedPy's ASSD and HD; MONAI's 95HD (the larger of two percentiles) and surface Dice."""
+    monai = pytest.importorskip("monai.metrics")
+    pair = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, reference)]
+    options = {"include_background": True, "spacing": spacing}
+    return {
+        "assd": medpy.assd(prediction, reference, voxelspacing=spacing),
+        "hd": medpy.hd(prediction, reference, voxelspacing=spacing),
+        "hd95_max": monai.compute_hausdorff_distance(*pair, percentile=95, **options).item(),
+        "nsd": monai.compute_surface_dice(*pair, [tolerance], **options).item(),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_medpy_and_monai_in_the_other_metrics(medpy: ModuleType, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(8, 40, size=3))
+    spacing = tuple(float(size) for size in rng.uniform(0.4, 5, size=3))
+    prediction, reference = (blobs(rng, shape, rng.uniform(0, 3)) for _ in range(2))
+    expected = by_others(medpy, prediction, reference, spacing, 2.0)
+    ours = segmentation_metrics(prediction, reference, spacing, tuple(expected), 2.0)
+    assert ours == pytest.approx(expected, abs=1e-4)  # MONAI computes in 32 bits
+
+
+def test_two_parts_far_apart_tell_the_metrics_of_distance_from_each_other() -> None:
+    """20 voxels that agree and one, 30 mm off, that only the reference has."""
+    prediction = mask((30, 3, 12), np.s_[0:20, 1:2, 1:2])
+    reference = prediction | mask((30, 3, 12), np.s_[0:1, 1:2, 11:12])
+    names = ("hd95", "hd95_max", "hd", "assd", "asd")
+    found = segmentation_metrics(prediction, reference, (1.0, 1.0, 3.0), names)
+    assert found == pytest.approx(
+        {
+            "hd95": 0,  # the 95th of 41 distances, of which one is not 0
+            "hd95_max": np.percentile([0] * 20 + [30], 95),  # that of reference to prediction
+            "hd": 30,
+            "assd": 30 / 41,
+            "asd": 0,
+        }
+    )
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(0, 0.5), (1.9, 0.5), (2, 0.75), (6, 1)])
+def test_surface_dice_counts_voxels_within_the_tolerance(tolerance, expected) -> None:
+    """Of four voxels each, two agree, one is 2 mm and one 6 mm from the other surface."""
+    prediction = mask((20, 5, 9), *(np.s_[x : x + 1, 2:3, 0:1] for x in (0, 5, 10, 15)))
+    reference = mask((20, 5, 9), *(np.s_[x : x + 1, 2:3, 0:1] for x in (0, 5)),
+                     np.s_[10:11, 3:4, 0:1], np.s_[15:16, 2:3, 4:5])  # fmt: skip
+    found = segmentation_metrics(prediction, reference, (3.0, 2.0, 1.5), ("nsd",), tolerance)
+    assert found == {"nsd": expected}
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_tolerance_of_one_voxel_is_met_by_a_shift_of_one_voxel(axis: int) -> None:
+    """Headers hold sizes in 32 bits: 0.3 mm is 0.30000001 there."""
+    spacing = [1.0, 1.0, 1.0]
+    spacing[axis] = float(np.float32(0.3))
+    one = mask((9, 9, 9), np.s_[2:6, 2:6, 2:6])
+    moved = np.roll(one, 1, axis)
+    assert segmentation_metrics(one, moved, spacing, ("nsd",), 0.3) == {"nsd": 1}
+    assert segmentation_metrics(one, moved, spacing, ("nsd",), 0.29)["nsd"] < 1
+
+
+def test_metrics_come_in_the_order_asked_for() -> None:
+    pair = mask((5, 5, 5), np.s_[0:2]), mask((5, 5, 5), np.s_[0:3])
+    names = tuple(reversed(TITLES))
+    found = segmentation_metrics(*pair, VOXELS, names)
+    assert tuple(found) == names
+    assert found["hd"] == found["hd95_max"] == 1
+    assert segmentation_metrics(*pair, VOXELS, ("jaccard",)) == {"jaccard": pytest.approx(2 / 3)}
 
 
 # ------------------------------------------------------------------------ known by construction
@@ -230,6 +312,15 @@ def test_rule_for_empty_masks(prediction, reference, metrics, outcome) -> None:
         maps.append(label)
     rows = metrics_per_class(*maps, classes=(2,), spacing=VOXELS)
     assert rows == [{"class": 2, **metrics, "outcome": outcome}]
+
+
+def test_every_metric_follows_the_rule_for_empty_masks() -> None:
+    """An overlap of what is missed is 0, which is the worst; a distance of 0 would be the best."""
+    empty, full = np.zeros((5, 5, 5), bool), mask((5, 5, 5), np.s_[1:3])
+    assert segmentation_metrics(empty, empty, VOXELS, tuple(TITLES)) == dict.fromkeys(TITLES)
+    for pair in ((empty, full), (full, empty)):
+        found = segmentation_metrics(*pair, VOXELS, tuple(TITLES))
+        assert found == {metric: 0 if metric in OVERLAPS else None for metric in TITLES}
 
 
 def test_classes_are_measured_one_by_one_in_the_given_order() -> None:

@@ -34,6 +34,47 @@ def test_a_run_states_data_protocol_and_figures(tiny_run, cases):
     assert f"{cases['val']} validation case" in card
 
 
+def test_what_the_data_set_stated_is_recorded_when_the_run_begins(tiny_run, tmp_path):
+    """It may have moved since: a card that cannot read it must not say that it states nothing."""
+    assert json.loads((tiny_run / "data.json").read_text()) == {"name": "Phantom", "licence": ""}
+    assert row(api.card([tiny_run]), "licence of the data")[0].startswith("not stated by the data")
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    for licence, shown in (("CC BY-SA 4.0", "CC BY-SA 4.0"), ("x" * 900, "x" * 200 + " ...")):
+        (run / "data.json").write_text(json.dumps({"name": "Elsewhere", "licence": licence}))
+        card = api.card([run])
+        assert card.startswith("# Model card: dca-mt on Elsewhere\n")
+        assert row(card, "licence of the data") == [shown]
+        assert f"whose licence ({shown}) also binds" in card
+    (run / "data.json").unlink()  # as older runs
+    card = api.card([run])
+    assert card.startswith("# Model card: dca-mt on data\n")
+    assert row(card, "licence of the data") == ["not recorded: ask who gave you the data"]
+    (run / "data.json").write_text("[]")
+    with pytest.raises(InputError, match=r"data\.json: must hold"):
+        api.card([run])
+
+
+def test_other_metrics_are_shown(tiny_run, phantoms, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder, metrics in ((run, "nsd,hd"), (other, "dice,nsd")):
+        shutil.copytree(tiny_run, folder)
+        api.evaluate(folder / "validation", phantoms, folder / "validation.json", metrics=metrics)
+    card = api.card([run])
+    assert "| class | NSD (%) | HD (mm) |\n|---|---|---|\n" in card
+    assert "NSD is within 1 mm." in card
+    assert "Worst structure" not in card
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(re.sub(r"(?m)^seed: .*$", "seed: 7", config))
+    assert "| class | NSD (%) |\n" in api.card([run, other])
+    for options in ({"unit": "voxels"}, {"tolerance": 2.0}):
+        api.evaluate(
+            other / "validation", phantoms, other / "validation.json", metrics="nsd", **options
+        )
+        with pytest.raises(InputError, match="another unit or with another tolerance"):
+            api.card([run, other])
+
+
 def test_several_runs_show_the_spread_over_seeds(tiny_run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)

@@ -12,8 +12,10 @@ import yaml
 
 from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import InputError
+from dcamt.evaluation.metrics import heading
 from dcamt.reporting.figures import data_uri, plot_curves, plot_planes
 from dcamt.reporting.report import write_report
+from dcamt.reporting.run_folder import read_scores
 
 CASES = ("one", "two", "three", "four <b>")
 CLASSES = ("background", "Kidney <left>", "Tumour")
@@ -198,6 +200,72 @@ def test_report_stands_alone_and_escapes_names(page: str) -> None:
     assert "<b>" not in page
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', page))
     assert not re.search(r"<(link|script|iframe)|href=|@import|url\(", page)
+
+
+@pytest.mark.parametrize(
+    ("predict", "shown"),
+    [
+        ({"overlap": 0.5, "stride": None, "batch": 4}, "Prediction: overlap 0.5, batch 4."),
+        ({"overlap": 0.5, "stride": [18, 18, 4]}, "Prediction: stride 18 x 18 x 4."),
+        ({}, None),
+    ],
+)
+def test_windows_are_told_by_what_was_used(run: Path, predict: dict, shown: str | None) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"predict": predict}
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    text = visible(write_report(run).read_text(encoding="utf-8"))
+    assert "None" not in text
+    assert shown in text if shown else "Prediction:" not in text
+
+
+def with_metrics(*metrics: str) -> dict[str, Any]:
+    """The scores with other metrics, 0.25 each where they are measured."""
+
+    def change(part: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in part.items() if key not in SPREAD}
+        measured = part.get("dice", 0) is not None
+        return kept | dict.fromkeys(metrics, 0.25 if measured else None)
+
+    return SCORES | {
+        "cases": [change(row) for row in SCORES["cases"]],
+        "mean": change(SCORES["mean"]),
+        "std": change(SPREAD),
+        "per_class": {
+            key: change(found) | {"std": change(SPREAD)}
+            for key, found in SCORES["per_class"].items()
+        },
+        **({"tolerance": 2.0} if "nsd" in metrics else {}),
+    }
+
+
+@pytest.mark.parametrize("metrics", [("nsd", "hd"), ("dice", "nsd", "assd", "hd95_max", "hd")])
+def test_scores_of_other_metrics_are_shown(run: Path, metrics: tuple[str, ...]) -> None:
+    (run / "validation.json").write_text(json.dumps(with_metrics(*metrics)))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert re.findall(r"<th>([^<]*)</th>", page)[: len(metrics)] == [
+        heading(metric, "mm") for metric in metrics
+    ]
+    text = visible(page)
+    assert "NSD 25.0 %" in text and "HD 0.25 mm" in text and "Jaccard (%)" not in text
+    assert "within 2.0 mm of the other" in text
+    assert len(pictures(page)) == (3 if "dice" in metrics else 0)
+    assert read_scores(run / "validation.json")["mean"]["nsd"] == 0.25
+    with pytest.raises(InputError, match=r"validation\.json: lacks jaccard"):
+        read_scores(run / "validation.json", ["nsd", "jaccard"])
+
+
+@pytest.mark.parametrize("part", ["cases", "std", "per_class", "tolerance"])
+def test_scores_that_lack_a_metric_somewhere_are_refused(run: Path, part: str) -> None:
+    scores = with_metrics("dice", "nsd")
+    if part == "cases":
+        del scores["cases"][3]["nsd"]
+    elif part == "per_class":
+        del scores["per_class"]["2"]["std"]["nsd"]
+    else:
+        scores.pop(part) if part == "tolerance" else scores[part].pop("nsd")
+    (run / "validation.json").write_text(json.dumps(scores))
+    with pytest.raises(InputError, match=r"validation\.json: lacks keys"):
+        write_report(run)
 
 
 def test_rows_are_sorted_worst_first(page: str) -> None:

@@ -70,7 +70,7 @@ def prepare_benchmark(preset: str, source: Path, out: Path, quiet: bool = False)
     # First of all, so that there is never a crop without the mark.
     write_text(out / MARK, mark)
     remove_temporary(out)
-    console = Console(stderr=True, quiet=quiet, markup=False)
+    console = Console(stderr=True, quiet=quiet, markup=False, emoji=False)
     for number, (case, (image_path, label_path)) in enumerate(sorted(cases.items()), 1):
         image_file = out / "imagesTr" / f"{case}_0000.nii.gz"
         label_file = out / "labelsTr" / f"{case}.nii.gz"

@@ -63,7 +63,8 @@ class Dataset:
     channels: names in order; () while unknown (see survey).
     classes: names by label value, the first is background; () while unknown (see survey).
     ignore: label value of voxels that nobody annotated.
-    codes: what classes are, for DICOM. notes: what a user should know; sentences.
+    codes: what classes are, for DICOM. notes: what a user should know; sentences. licence: what
+    dataset.json states, on one line; "" where it states none.
     """
 
     root: Path
@@ -74,6 +75,7 @@ class Dataset:
     cases: tuple[Case, ...]
     codes: Mapping[str, ClassCodes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    licence: str = ""
 
     def case(self, name: str) -> Case:
         """The case of that name; InputError if there is none."""
@@ -116,7 +118,7 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[str]]:
     name = told.name or root.resolve().name
     cases = sorted(cases, key=lambda case: case.name)
     declared = root, name, channels, told.classes, told.ignore
-    return Dataset(*declared, tuple(cases), told.codes, tuple(notes)), problems
+    return Dataset(*declared, tuple(cases), told.codes, tuple(notes), told.licence), problems
 
 
 Found = tuple[tuple[str, ...], list[Case], list[str]]

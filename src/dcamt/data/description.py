@@ -1,5 +1,6 @@
 """The one reader of dataset.json, as nnU-Net and the Medical Segmentation Decathlon write it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -11,6 +12,7 @@ from dcamt.data.folder import case_name, is_plain_name
 from dcamt.data.formats import FORMATS, file_stem
 from dcamt.data.formats.dicom_codes import read_codes
 from dcamt.errors import InputError
+from dcamt.escape import printable
 from dcamt.files import check_fetched, read_json
 
 FILE = "dataset.json"
@@ -34,7 +36,7 @@ class Description:
     classes: by label value, the first is background. ignore: value of voxels nobody annotated.
     listed: nnU-Net's `dataset`, case -> its images and perhaps its label, relative to the file.
     training: the Decathlon's list, case -> whether a label is listed.
-    codes: what classes are, for DICOM.
+    codes: what classes are, for DICOM. licence: as stated, on one line.
     notes: what a user should know of it.
     """
 
@@ -45,6 +47,7 @@ class Description:
     listed: Mapping[str, tuple[tuple[str, ...], str | None]] | None = None
     training: Mapping[str, bool] | None = None
     codes: Mapping[str, ClassCodes] = field(default_factory=dict)
+    licence: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -76,6 +79,7 @@ def read_description(folder: Path) -> Description:
         listed=_read_listed(path, content.get("dataset")),
         training=_read_training(content.get("training")),
         codes=read_codes(path, content.get("codes", {}), classes),
+        licence=_read_licence(content),
         notes=notes,
     )
 
@@ -215,6 +219,12 @@ def _read_training(entries: Any) -> dict[str, bool] | None:
             name = image.replace("\\", "/").rsplit("/", 1)[-1]
             listed[case_name(file_stem(name) or name)] = bool(entry.get("label"))
     return listed
+
+
+def _read_licence(content: Mapping[str, Any]) -> str:
+    stated = next((content[key] for key in ("licence", "license") if content.get(key)), "")
+    text = stated if isinstance(stated, str) else json.dumps(stated, ensure_ascii=False)
+    return printable(" ".join(text.split()))
 
 
 def _wrong(path: Path, key: str, what: str) -> InputError:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -15,8 +14,10 @@ from dcamt.config import DataConfig
 from dcamt.data.dataset import Dataset, scan_dataset
 from dcamt.data.split import choose_split, hide_labels
 from dcamt.data.survey import Intensity, Look, survey
+from dcamt.escape import printable
 
 SHOWN_CASES = 20
+LONG_NAME = 20  # characters; a table of 80 has no more for them
 USES = ("labelled", "unlabelled", "validation")
 
 
@@ -93,7 +94,7 @@ def render(inspection: Inspection, all_cases: bool = False) -> RenderableType:
     dataset, cases = inspection.dataset, inspection.cases
     counts = ", ".join(f"{sum(case.use == use for case in cases)} {use}" for use in USES)
     return Group(
-        Text(f"{dataset.name}: {len(cases)} cases ({counts}), channels {_list(dataset.channels)}"),
+        _name(f"{dataset.name}: {len(cases)} cases ({counts}), channels {_list(dataset.channels)}"),
         _grid_table(cases),
         _intensity_table(dataset.channels, cases),
         _class_table(dataset, cases),
@@ -122,7 +123,7 @@ def _intensity_table(channels: Sequence[str], cases: Sequence[CaseSummary]) -> T
         found = [case.intensities[index] for case in cases if len(case.intensities) > index]
         if found:
             table.add_row(
-                escape(channel),
+                _name(channel),
                 _number(min(i.minimum for i in found)),
                 _number(np.median([i.percentile_1 for i in found])),
                 _number(np.median([i.mean for i in found])),
@@ -142,42 +143,60 @@ def _class_table(dataset: Dataset, cases: Sequence[CaseSummary]) -> Table:
     for value in sorted({*names, *(value for voxels in known for value in voxels)}):
         share = sum(voxels.get(value, 0) for voxels in known) / max(total, 1)
         shown = sum(value in voxels for voxels in known)
-        name = escape(names.get(value, "not declared"))
+        name = _name(names.get(value, "not declared"))
         table.add_row(str(value), name, f"{share:.3%}", f"{shown} of {len(known)}")
     return table
 
 
-def _case_table(cases: Sequence[CaseSummary], rows: int) -> Table:
-    table = _table("Cases", "case", "use", "size", "spacing (mm)", "intensity", "label values")
-    for case in cases[:rows]:
-        spans = [f"{_number(i.minimum)} to {_number(i.maximum)}" for i in case.intensities]
-        table.add_row(
-            escape(case.name),
-            case.use,
-            " x ".join(map(str, case.size or ("?",))),
-            " x ".join(map(_number, case.spacing)) if case.spacing else "?",
-            "; ".join(spans),
-            _list(case.label_voxels) if case.label_voxels else "",
-        )
-    if len(cases) > rows:
-        table.caption = f"not shown: {len(cases) - rows} of {len(cases)} cases"
-    return table
+def _case_table(cases: Sequence[CaseSummary], rows: int) -> RenderableType:
+    """A line a case; with long names a name and a line, as no table holds them side by side."""
+    shown = cases[:rows]
+    left = f"not shown: {len(cases) - rows} of {len(cases)} cases" if len(cases) > rows else ""
+    if max((len(case.name) for case in shown), default=0) <= LONG_NAME:
+        table = _table("Cases", "case", "use", "size", "spacing (mm)", "intensity", "label values")
+        for case in shown:
+            table.add_row(_name(case.name), *_case_cells(case))
+        table.caption = left or None
+        return table
+    lines = [_name("Cases", "italic")]
+    for case in shown:
+        use, size, spacing, spans, values = _case_cells(case)
+        parts = [use, f"{size} voxels of {spacing} mm", spans, values and f"labels {values}"]
+        lines += [_name(case.name), _name("  " + ", ".join(filter(None, parts)))]
+    return Text("\n").join([*lines, _name(left, "italic")] if left else lines)
+
+
+def _case_cells(case: CaseSummary) -> tuple[str, str, str, str, str]:
+    """Use, size, spacing, intensities and label values."""
+    spans = [f"{_number(i.minimum)} to {_number(i.maximum)}" for i in case.intensities]
+    return (
+        case.use,
+        " x ".join(map(str, case.size or ("?",))),
+        " x ".join(map(_number, case.spacing)) if case.spacing else "?",
+        "; ".join(spans),
+        _list(case.label_voxels) if case.label_voxels else "",
+    )
 
 
 def _problem_list(inspection: Inspection) -> Text:
     if not inspection.problems:
         return Text("No problems found.", style="green")
     return Text("\n").join(
-        [Text(f"error: {error}", style="red") for error in inspection.errors]
-        + [Text(f"warning: {warning}", style="yellow") for warning in inspection.warnings]
+        [_name(f"error: {error}", "red") for error in inspection.errors]
+        + [_name(f"warning: {warning}", "yellow") for warning in inspection.warnings]
     )
 
 
 def _table(title: str, *heads: str) -> Table:
     table = Table(title=title, title_justify="left")
     for head in heads:
-        table.add_column(head)
+        table.add_column(head, overflow="fold")
     return table
+
+
+def _name(text: str, style: str = "") -> Text:
+    """Text with names in it: as it is, whatever a terminal or rich would make of it."""
+    return Text(printable(text), style)
 
 
 def _number(value: float) -> str:

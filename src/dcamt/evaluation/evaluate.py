@@ -1,11 +1,13 @@
 """Measure a folder of predictions against their labels, and write down the result."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +24,24 @@ from dcamt.evaluation.metrics import (
     METRICS,
     MISSED,
     OK,
+    TITLES,
     metrics_per_class,
 )
 from dcamt.files import check_fetched, write_text
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 UNITS = ("mm", "voxels")
 BACKGROUND = 0
 
 Row = dict[str, Any]
 
-# A class that neither the prediction nor the label of a case holds.
-ABSENT: Row = {**dict.fromkeys(METRICS), "outcome": BOTH_EMPTY}
 
-
-def evaluate(predictions: Path, labels: Path, unit: str = "mm") -> dict[str, Any]:
+def evaluate(
+    predictions: Path,
+    labels: Path,
+    unit: str = "mm",
+    metrics: Iterable[str] = METRICS,
+    tolerance: float = 1.0,
+) -> dict[str, Any]:
     """Measure every class of every prediction against the label of the same name.
 
     Args:
@@ -46,19 +49,23 @@ def evaluate(predictions: Path, labels: Path, unit: str = "mm") -> dict[str, Any
         labels: folder of ``CASE.nii.gz``, or the root of a data set (its ``labelsTr`` or
             ``labels`` is taken). Labels without a prediction are counted, not measured.
         unit: unit of the distances, "mm" or "voxels".
+        metrics: keys of `dcamt.evaluation.metrics.TITLES`, in the order wanted.
+        tolerance: distance up to which ``nsd`` takes two surfaces for one, in `unit`.
 
     Returns:
         ``cases`` (one row a case and class), ``mean`` over the rows and ``std`` over the cases,
         the counts of outcomes ``ok``, ``missed``, ``invented`` and ``both_empty``, the same for
-        each class under ``per_class``, ``not_predicted`` (number of labels without a prediction)
-        and ``unit``. Ready for JSON; None where there is nothing to measure.
+        each class under ``per_class``, ``not_predicted`` (number of labels without a prediction),
+        ``unit`` and, with ``nsd``, ``tolerance``. Ready for JSON; None where there is nothing to
+        measure.
 
     Raises:
-        InputError: a folder or file that is absent, empty, without its partner, on another grid
-            than its partner, or with a value that ``dataset.json`` does not list.
+        InputError: an unknown metric or unit, a tolerance below 0; a folder or file that is
+            absent, empty, without its partner, on another grid than its partner, or with a value
+            that ``dataset.json`` does not list.
     """
-    if unit not in UNITS:
-        raise InputError(f"unit: '{unit}' is not known; choose {' or '.join(UNITS)}")
+    asked = tuple(dict.fromkeys(metrics))
+    _check_asked(asked, unit, tolerance)
     prediction_files = _prediction_files(predictions)
     label_folder, label_files = _labels(labels)
     label_files = by_case(label_files, prediction_files)
@@ -67,28 +74,31 @@ def evaluate(predictions: Path, labels: Path, unit: str = "mm") -> dict[str, Any
     names, ignore = _declared_classes(label_folder)
 
     measured: dict[tuple[str, int], Row] = {}
+    measure = partial(_measure, unit=unit, metrics=asked, tolerance=tolerance)
     for case, prediction_file in prediction_files.items():
-        for row in _measure(prediction_file, label_files[case], unit, names, ignore):
+        for row in measure(prediction_file, label_files[case], names, ignore):
             measured[case, row["class"]] = row
     classes = sorted(names or {value for _, value in measured})
+    absent: Row = {**dict.fromkeys(asked), "outcome": BOTH_EMPTY}  # in neither file of a case
 
     rows: list[Row] = []
     per_class: dict[str, Row] = {}
     for value in classes:
         name = {"class_name": names[value]} if names else {}
         of_class = [
-            {"case": case, "class": value, **name, **measured.get((case, value), ABSENT)}
+            {"case": case, "class": value, **name, **measured.get((case, value), absent)}
             for case in prediction_files
         ]
-        summary = _summary(of_class)
+        summary = _summary(of_class, asked)
         per_class[str(value)] = name | summary.pop("mean") | summary
         rows += of_class
     return {
         "cases": sorted(rows, key=lambda row: row["case"]),
-        **_summary(rows),
+        **_summary(rows, asked),
         "per_class": per_class,
         "not_predicted": len(label_files.keys() - prediction_files.keys()),
         "unit": unit,
+        **({"tolerance": tolerance} if "nsd" in asked else {}),
     }
 
 
@@ -97,47 +107,26 @@ def write_json(result: dict[str, Any], path: Path) -> None:
     write_text(path, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def summary_table(result: dict[str, Any]) -> "Table":
-    """Table for the command line: one line a class and one over all, mean ± standard deviation."""
-    from rich.box import SIMPLE  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    unit = result["unit"]
-    n_cases = len({row["case"] for row in result["cases"]})
-    title = f"{n_cases} case{'' if n_cases == 1 else 's'}, mean ± standard deviation"
-    table = Table(title=title, box=SIMPLE, padding=0)  # a line fits into 80 characters
-    table.add_column("Class", overflow="fold")
-    headings = ("Dice (%)", "Jaccard (%)", f"95HD ({unit})", f"ASD ({unit})", "Missed", "Invented")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for value, summary in result["per_class"].items():
-        table.add_row(escape(summary.get("class_name", value)), *_cells(summary, summary))
-    if len(result["per_class"]) > 1:
-        table.add_section()
-        table.add_row("all", *_cells(result["mean"], result))
-    if result["not_predicted"]:
-        table.caption = f"Labels without a prediction, left out: {result['not_predicted']}"
-    return table
-
-
-def _cells(mean: dict[str, Any], summary: dict[str, Any]) -> list[str]:
-    """Metrics and counts of one line of the table; Dice and Jaccard in %."""
-    cells = []
-    for metric in METRICS:
-        factor = 100 if metric in ("dice", "jaccard") else 1
-        numbers = (mean[metric], summary["std"][metric])
-        known = [f"{factor * number:.2f}" for number in numbers if number is not None]
-        cells.append(" ± ".join(known) or "-")
-    return [*cells, str(summary["missed"]), str(summary["invented"])]
+def _check_asked(metrics: Sequence[str], unit: str, tolerance: float) -> None:
+    if unit not in UNITS:
+        raise InputError(f"unit: '{unit}' is not known; choose {' or '.join(UNITS)}")
+    unknown = [f"{metric!r} is not known" for metric in metrics if metric not in TITLES]
+    if unknown or not metrics:
+        fault = unknown[0] if unknown else "none is named"
+        raise InputError(f"metrics: {fault}; choose from {', '.join(TITLES)}")
+    if not 0 <= tolerance < math.inf:
+        raise InputError(f"tolerance {tolerance:g}: give a distance of 0 or more, in {unit}")
 
 
 def _measure(
     prediction_file: Path,
     label_file: Path,
-    unit: str,
     names: dict[int, str],
     ignore: int | None,
+    *,
+    unit: str,
+    metrics: Sequence[str],
+    tolerance: float,
 ) -> list[Row]:
     """Rows of one case, for the classes that one of the two files holds."""
     prediction, label = read_label(prediction_file), read_label(label_file)
@@ -153,15 +142,16 @@ def _measure(
             )
         present |= values
     spacing = label.spacing if unit == "mm" else (1.0, 1.0, 1.0)
-    return metrics_per_class(prediction.array, label.array, sorted(present), spacing, ignore)
+    pair = prediction.array, label.array
+    return metrics_per_class(*pair, sorted(present), spacing, ignore, metrics, tolerance)
 
 
 def _classes_in(label: NDArray[np.integer[Any]], ignore: int | None) -> set[int]:
     return {int(value) for value in np.unique(label)} - {BACKGROUND, ignore}
 
 
-def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean of each metric over rows, its standard deviation over cases, and outcome counts.
+def _summary(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
+    """Mean of each of ``metrics`` over rows, its standard deviation over cases, and outcome counts.
 
     A row counts where it has a value: not where both masks are empty, and not for the distances
     of a missed or invented class. The standard deviation is of the population, over the mean of
@@ -169,7 +159,7 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     """
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
-    for metric in METRICS:
+    for metric in metrics:
         of_case: dict[str, list[float]] = {}
         for row in rows:
             if row[metric] is not None:

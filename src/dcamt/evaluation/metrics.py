@@ -1,11 +1,17 @@
-"""Dice, Jaccard, 95 % Hausdorff distance (95HD) and average surface distance (ASD).
+"""Overlap of two masks, and distances between their surfaces.
 
-The definitions are those the literature reports: MedPy's ``dc``, ``jc``, ``hd95`` and ``asd``.
 Surface: foreground voxels with a background face neighbour; beyond the array all is background.
-S(A, B): distances from each surface voxel of A to the nearest surface voxel of B.
+S(A, B): distances from each surface voxel of A to the nearest surface voxel of B. P is the
+prediction, R the reference, and whose definition it is stands in brackets:
 
-    95HD = 95th percentile of S(prediction, reference) and S(reference, prediction) pooled
-    ASD  = mean of S(prediction, reference): one direction only
+    dice      2 |P and R| / (|P| + |R|)  [MedPy's dc]
+    jaccard   |P and R| / |P or R|  [MedPy's jc]
+    hd95      95th percentile of S(P, R) and S(R, P) pooled  [MedPy's hd95]
+    asd       mean of S(P, R): one direction only  [MedPy's asd]
+    assd      mean of S(P, R) and S(R, P) pooled  [MedPy's assd]
+    hd        largest of S(P, R) and S(R, P)  [MedPy's hd]
+    hd95_max  larger of the 95th percentiles of S(P, R) and of S(R, P)  [MONAI's]
+    nsd       share of S(P, R) and S(R, P) pooled within the tolerance  [MONAI's surface Dice]
 """
 
 from collections.abc import Sequence
@@ -16,14 +22,41 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 METRICS = ("dice", "jaccard", "hd95", "asd")
+"""Measured unless others are asked for: what the literature on few labels reports."""
+TITLES = {
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "hd95": "95HD",
+    "asd": "ASD",
+    "assd": "ASSD",
+    "hd": "HD",
+    "hd95_max": "95HD max",
+    "nsd": "NSD",
+}
+"""Every metric there is, and how a table calls it."""
+OVERLAPS = ("dice", "jaccard", "nsd")
+"""Fractions, the larger the better; the others are distances."""
+_ROUNDING = 1e-6  # headers hold voxel sizes in 32 bits
 
 OK, MISSED, INVENTED, BOTH_EMPTY = "ok", "missed", "invented", "both empty"
+
+
+def scale(metric: str) -> int:
+    """Overlaps are shown in %."""
+    return 100 if metric in OVERLAPS else 1
+
+
+def heading(metric: str, unit: str) -> str:
+    """``Dice (%)`` and so on; ``unit`` is that of the distances."""
+    return f"{TITLES[metric]} ({'%' if metric in OVERLAPS else unit})"
 
 
 def segmentation_metrics(
     prediction: NDArray[np.bool_],
     reference: NDArray[np.bool_],
     spacing: Sequence[float],
+    metrics: Sequence[str] = METRICS,
+    tolerance: float = 1.0,
 ) -> dict[str, float | None]:
     """Measure one class of one case.
 
@@ -31,10 +64,12 @@ def segmentation_metrics(
         prediction: boolean mask (X, Y, Z).
         reference: boolean mask (X, Y, Z).
         spacing: voxel size in mm along X, Y, Z, for distances in mm; (1, 1, 1) for voxels.
+        metrics: keys of TITLES.
+        tolerance: distance up to which ``nsd`` takes two surfaces for one, in `spacing`'s unit.
 
     Returns:
-        ``dice`` and ``jaccard`` in 0..1, ``hd95`` and ``asd`` in the unit of `spacing`. All are
-        None where both masks are empty; the distances are None where one is.
+        `metrics` in their order: overlaps in 0..1, distances in the unit of `spacing`. All are None
+        where both masks are empty. Where one is, overlaps are 0 and distances None.
 
     Raises:
         ValueError: masks that are not boolean, 3D and equal in shape; a spacing not above 0.
@@ -42,20 +77,21 @@ def segmentation_metrics(
     _check(prediction, reference, spacing)
     box = _bounding_box(prediction | reference)
     if box is None:
-        return dict.fromkeys(METRICS)
+        return dict.fromkeys(metrics)
     prediction, reference = prediction[box], reference[box]
 
     n_prediction, n_reference = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     n_both = int(np.count_nonzero(prediction & reference))
-    hd95, asd = None, None
-    if n_prediction and n_reference:
-        hd95, asd = _surface_metrics(_surface(prediction), _surface(reference), spacing)
-    return {
+    found = {
         "dice": 2 * n_both / (n_prediction + n_reference),
         "jaccard": n_both / (n_prediction + n_reference - n_both),
-        "hd95": hd95,
-        "asd": asd,
     }
+    if n_prediction and n_reference:
+        if not found.keys() >= {*metrics}:
+            found |= _surface_metrics(prediction, reference, spacing, tolerance)
+    else:
+        found["nsd"] = 0.0
+    return {metric: found.get(metric) for metric in metrics}
 
 
 def metrics_per_class(
@@ -64,6 +100,8 @@ def metrics_per_class(
     classes: Sequence[int],
     spacing: Sequence[float],
     ignore: int | None = None,
+    metrics: Sequence[str] = METRICS,
+    tolerance: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Measure every class of one case.
 
@@ -73,11 +111,12 @@ def metrics_per_class(
         classes: label values to measure, usually without the background.
         spacing: voxel size in mm along X, Y, Z, for distances in mm; (1, 1, 1) for voxels.
         ignore: voxels of this value in `reference` belong to no class in either label map.
+        metrics, tolerance: as for `segmentation_metrics`.
 
     Returns:
-        One row a class, in the order of `classes`: ``class``, the four metrics of
-        `segmentation_metrics`, and ``outcome``, one of "ok", "missed" (only the reference has the
-        class), "invented" (only the prediction has it) and "both empty".
+        One row a class, in the order of `classes`: ``class``, the metrics, and ``outcome``, one of
+        "ok", "missed" (only the reference has the class), "invented" (only the prediction has it)
+        and "both empty".
 
     Raises:
         ValueError: as `segmentation_metrics`.
@@ -88,9 +127,9 @@ def metrics_per_class(
         predicted, true = prediction == value, reference == value
         if known is not None:
             predicted, true = predicted & known, true & known
-        metrics = segmentation_metrics(predicted, true, spacing)
+        measured = segmentation_metrics(predicted, true, spacing, metrics, tolerance)
         outcome = _outcome(bool(predicted.any()), bool(true.any()))
-        rows.append({"class": int(value), **metrics, "outcome": outcome})
+        rows.append({"class": int(value), **measured, "outcome": outcome})
     return rows
 
 
@@ -141,13 +180,24 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _surface_metrics(
-    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
-) -> tuple[float, float]:
-    """95HD and ASD between two surfaces (X, Y, Z), neither of them empty."""
-    forward = _distances(prediction, reference, spacing)
-    backward = _distances(reference, prediction, spacing)
-    hd95 = np.percentile(np.concatenate((forward, backward)), 95)
-    return float(hd95), float(forward.mean())
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    spacing: Sequence[float],
+    tolerance: float,
+) -> dict[str, float]:
+    """What the surfaces of two masks (X, Y, Z) tell, neither of which is empty."""
+    surfaces = _surface(prediction), _surface(reference)
+    forward = _distances(*surfaces, spacing)
+    backward = _distances(*surfaces[::-1], spacing)
+    both = np.concatenate((forward, backward))
+    return {
+        "hd95": float(np.percentile(both, 95)),
+        "asd": float(forward.mean()),
+        "assd": float(both.mean()),
+        "hd": float(both.max()),
+        "hd95_max": float(max(np.percentile(forward, 95), np.percentile(backward, 95))),
+        "nsd": float((both <= tolerance * (1 + _ROUNDING)).mean()),
+    }
 
 
 def _distances(

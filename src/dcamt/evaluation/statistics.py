@@ -6,22 +6,28 @@ from typing import Any
 
 from scipy.stats import wilcoxon
 
-from dcamt.evaluation.metrics import METRICS
+from dcamt.evaluation.metrics import METRICS, TITLES
 
 Scores = Mapping[str, Any]
 """What ``evaluate`` returns, of one run."""
 
 
+def metrics_of(*runs: Scores) -> list[str]:
+    """The metrics that all of some results hold, in the order of the first."""
+    first, *others = (run["mean"] for run in runs)
+    return [m for m in first if m in TITLES and all(m in other for other in others)]
+
+
 def over_seeds(runs: Sequence[Scores]) -> dict[str, Any]:
     """Runs of one method put together.
 
-    Returns ``mean`` and ``std`` of each metric over the runs (the sample standard deviation, None
-    below two runs), and the numbers of ``missed`` and ``invented`` structures in all runs. A run
-    in which a metric has no value is left out of that metric.
+    Returns ``mean`` and ``std`` over the runs of each metric that all of them hold (the sample
+    standard deviation, None below two runs), and the numbers of ``missed`` and ``invented``
+    structures in all runs. A run in which a metric has no value is left out of that metric.
     """
     known = {
         metric: [run["mean"][metric] for run in runs if run["mean"][metric] is not None]
-        for metric in METRICS
+        for metric in metrics_of(*runs)
     }
     return {
         "mean": {metric: fmean(values) if values else None for metric, values in known.items()},
@@ -36,7 +42,7 @@ def case_means(runs: Iterable[Scores], metric: str) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for run in runs:
         for row in run["cases"]:
-            if row[metric] is not None:
+            if row.get(metric) is not None:
                 values.setdefault(row["case"], []).append(row[metric])
     return {case: fmean(found) for case, found in values.items()}
 

@@ -9,12 +9,15 @@ import torch
 
 from dcamt.config import load_config
 from dcamt.errors import InputError
-from dcamt.evaluation.metrics import METRICS
-from dcamt.evaluation.statistics import over_seeds
+from dcamt.escape import markdown
+from dcamt.evaluation.metrics import heading, scale
+from dcamt.evaluation.statistics import metrics_of, over_seeds
 from dcamt.experiment import build_method
-from dcamt.files import read_json
 from dcamt.reporting.run_folder import Run, read_run
-from dcamt.reporting.tables import DASH, headings, scale
+from dcamt.reporting.tables import DASH
+
+LONGEST_LICENCE = 200
+"""Characters of a licence that are shown: some data sets state the whole text."""
 
 _CHOSEN = {
     "last": "of the last iteration; no case took part in choosing them",
@@ -49,20 +52,20 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
     parameters = sum(p.numel() for p in method.parameters())
     # Every method's file begins with one line that says what it is.
     summary = (sys.modules[type(method).__module__].__doc__ or "").splitlines()[0]
-    about = _description(config.dataset)
+    name, licence = _description(first)
     seeds = sorted(load_config(run.folder / "config.yaml").seed for run in runs)
     parts = [
-        f"# Model card: {config.method.name} on {about['name']}",
-        f"{summary} It outlines {_listed(plan.classes[1:])} in 3D scans of "
+        f"# Model card: {config.method.name} on {markdown(name)}",
+        f"{summary} It outlines {markdown(_listed(plan.classes[1:]))} in 3D scans of "
         f"{len(plan.channels)} channel{'s' * (len(plan.channels) > 1)} "
-        f"({', '.join(plan.channels)}). {parameters:,} parameters in all.",
+        f"({markdown(', '.join(plan.channels))}). {parameters:,} parameters in all.",
         "**Not a medical device.** Not approved for diagnosis, treatment or any other clinical "
         "use. A trained person must check every segmentation.",
         "## Data",
         _table(
             {
-                "data set": about["name"],
-                "licence of the data": about["licence"],
+                "data set": name,
+                "licence of the data": licence,
                 "trained with labels": _cases(first, "labeled"),
                 "trained without labels": _cases(first, "unlabeled"),
                 "validation": _cases(first, "val"),
@@ -93,7 +96,7 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
         _limits(runs, plan.classes),
         "## Licence",
         "The software is under the Apache License 2.0. The weights were made from the data above, "
-        f"whose licence ({about['licence']}) also binds what is made from them.",
+        f"whose licence ({markdown(licence)}) also binds what is made from them.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -102,17 +105,15 @@ def _settings(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.config.items() if key != "seed"}
 
 
-def _description(dataset: Path | None) -> dict[str, str]:
-    """Name and licence as dataset.json gives them, as far as it is still there."""
-    stated: Mapping[str, Any] = {}
-    if dataset is not None and (dataset / "dataset.json").is_file():
-        stated = read_json(dataset / "dataset.json")
-    folder = dataset.name if dataset is not None else DASH
-    licence = stated.get("licence") or stated.get("license")
-    return {
-        "name": str(stated.get("name") or folder),
-        "licence": str(licence or "not stated in dataset.json: ask who gave you the data"),
-    }
+def _description(run: Run) -> tuple[str, str]:
+    """Name and licence of the data, as they were when the run began."""
+    if run.data is None:  # older runs
+        folder = Path(str(run.config.get("dataset") or DASH)).name
+        return folder, "not recorded: ask who gave you the data"
+    licence = run.data["licence"] or "not stated by the data set: ask who gave you the data"
+    if len(licence) > LONGEST_LICENCE:
+        licence = f"{licence[:LONGEST_LICENCE]} ..."
+    return run.data["name"], licence
 
 
 def _cases(run: Run, part: str) -> str:
@@ -129,7 +130,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+    lines = (f"| {key} | {markdown(value)} |" for key, value in rows.items())
+    return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def _figures(runs: Sequence[Run], classes: Sequence[str]) -> str:
@@ -137,13 +139,20 @@ def _figures(runs: Sequence[Run], classes: Sequence[str]) -> str:
     if any(score is None for score in scores):
         return "None: the run has no validation cases. Measure it on your own before using it."
     found = [score for score in scores if score is not None]
+    if len({(score["unit"], score.get("tolerance")) for score in found}) > 1:
+        raise InputError(
+            f"{runs[0].folder}: was scored in another unit or with another tolerance than the "
+            "other runs; score them alike with `dcamt evaluate`"
+        )
     unit, cases = found[0]["unit"], len({row["case"] for row in found[0]["cases"]})
-    lines = ["| class | " + " | ".join(headings(unit)) + " |", "|---" * 5 + "|"]
+    metrics = metrics_of(*found)
+    heads = ["class", *(heading(metric, unit) for metric in metrics)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for key in ("mean", *found[0]["per_class"]):
         shown = [_parts(score, key) for score in found]
         figures = over_seeds(shown) if len(found) > 1 else shown[0]
-        cells = [_cell(figures["mean"][m], figures.get("std", {}).get(m), m) for m in METRICS]
-        name = "mean" if key == "mean" else _class_name(key, classes)
+        cells = [_cell(figures["mean"][m], figures.get("std", {}).get(m), m) for m in metrics]
+        name = "mean" if key == "mean" else markdown(_class_name(key, classes))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     over = f"{len(found)} runs" if len(found) > 1 else "cases"
     missed, invented = (sum(score[kind] for score in found) for kind in ("missed", "invented"))
@@ -152,7 +161,8 @@ def _figures(runs: Sequence[Run], classes: Sequence[str]) -> str:
             *lines,
             "",
             f"{cases} validation cases; mean ± standard deviation over {over}. Structures missed: "
-            f"{missed}, invented: {invented}; they have no distance and count as Dice 0.",
+            f"{missed}, invented: {invented}; they have no distance and count as Dice 0."
+            + (f" NSD is within {found[0]['tolerance']:g} {unit}." if "nsd" in metrics else ""),
         ]
     )
 
@@ -186,11 +196,11 @@ def _limits(runs: Sequence[Run], classes: Sequence[str]) -> str:
         "`dcamt predict --uncertainty` maps where the branches doubt.",
     ]
     rows = [row for run in runs if run.scores for row in run.scores["cases"]]
-    scored = [row for row in rows if row["dice"] is not None]
+    scored = [row for row in rows if row.get("dice") is not None]
     if scored:
         worst = min(scored, key=lambda row: row["dice"])
         lines.append(
-            f"- Worst structure of a validation case: {_class_name(worst['class'], classes)}, "
-            f"Dice {100 * worst['dice']:.1f} %."
+            "- Worst structure of a validation case: "
+            f"{markdown(_class_name(worst['class'], classes))}, Dice {100 * worst['dice']:.1f} %."
         )
     return "\n".join(lines)

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from dcamt.evaluation.metrics import METRICS
+from dcamt import escape
+from dcamt.evaluation.metrics import METRICS, OVERLAPS, heading, scale
 from dcamt.reporting.figures import INK, LINE, MUTED, WIDTH, new_figure, style
-from dcamt.reporting.tables import best, headings, scale
+from dcamt.reporting.tables import best
 
 Row = Mapping[str, Any]  # see dcamt.reporting.tables
 
@@ -30,7 +31,7 @@ def plot_metrics(rows: Sequence[Row], unit: str) -> Figure:
     methods = [row for row in rows if not row["ceiling"]]
     figure = new_figure(WIDTH, 1.2 + 0.32 * len(methods))
     grid = figure.subplots(1, len(METRICS), sharey=True)
-    for axes, metric, heading in zip(grid, METRICS, headings(unit), strict=True):
+    for axes, metric in zip(grid, METRICS, strict=True):
         style(axes)
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x", color="#eceff2", linewidth=0.8)
@@ -42,19 +43,19 @@ def plot_metrics(rows: Sequence[Row], unit: str) -> Figure:
                 axes.axvline(
                     scale(metric) * row["mean"][metric], color=MUTED, linestyle="--", linewidth=1.1
                 )
-        better = "higher" if scale(metric) == 100 else "lower"
-        axes.set_title(heading, loc="left", fontsize=9.5, color=INK)
+        better = "higher" if metric in OVERLAPS else "lower"
+        axes.set_title(heading(metric, unit), loc="left", fontsize=9.5, color=INK)
         axes.set_xlabel(f"{better} is better", fontsize=8, color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(x=0.12)
     grid[0].yaxis.set_major_locator(FixedLocator(list(range(len(methods)))))
-    grid[0].set_yticklabels([row["name"] for row in methods], fontsize=9, color=INK)
+    grid[0].set_yticklabels([escape.plot(row["name"]) for row in methods], fontsize=9, color=INK)
     grid[0].set_ylim(len(methods) - 0.5, -0.5)
     lines = [Line2D([], [], color=LINE, marker="o"), Line2D([], [], color="#d55e00", marker="o")]
     names = ["mean, spread and seeds", "best mean"]
     if len(methods) < len(rows):
         lines.append(Line2D([], [], color=MUTED, linestyle="--"))
-        names.append(f"{rows[-1]['name']}, all {rows[-1]['labeled']} labels")
+        names.append(_ceiling_label(rows[-1]))
     figure.legend(lines, names, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     return figure
 
@@ -99,17 +100,18 @@ def plot_efficiency(rows: Sequence[Row]) -> Figure:
             [row["labeled"] * shift for row in found],
             [100 * row["mean"]["dice"] for row in found],
             yerr=[100 * (row["std"]["dice"] or 0.0) for row in found],
-            label=name,
+            label=escape.plot(name),
             color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[number // len(_COLOURS) % len(_MARKERS)],
             linewidth=1.6, markersize=5, elinewidth=1.1, capsize=2.5,
         )  # fmt: skip
     for row in rows:
         if row["ceiling"] and row["mean"]["dice"] is not None:
-            label = f"{row['name']}, all {row['labeled']} labels"
             axes.axhline(
-                100 * row["mean"]["dice"], color=MUTED, linestyle="--", linewidth=1.3, label=label
-            )
+                100 * row["mean"]["dice"],
+                label=_ceiling_label(row),
+                color=MUTED, linestyle="--", linewidth=1.3,
+            )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_xlim(counts[0] / math.sqrt(2), counts[-1] * math.sqrt(2))
     axes.xaxis.set_major_locator(FixedLocator(counts))
@@ -119,6 +121,10 @@ def plot_efficiency(rows: Sequence[Row]) -> Figure:
     axes.set_title("Dice (%)", loc="left", fontsize=9.5, color=INK)
     figure.legend(loc="outside right upper", fontsize=8.5, frameon=False)
     return figure
+
+
+def _ceiling_label(row: Row) -> str:
+    return escape.plot(f"{row['name']}, all {row['labeled']} labels")
 
 
 def _labeled(row: Row) -> int:

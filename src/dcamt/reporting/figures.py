@@ -21,6 +21,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from dcamt import escape
+
 INK = "#20262e"
 MUTED = "#6b7480"
 LINE = "#0072b2"
@@ -102,7 +104,7 @@ def _plot_panel(axes: Axes, name: str, x: NDArray[np.float64], y: NDArray[np.flo
             axes.set_ylim(low - margin, high + margin)
     if len(x) == 1:
         axes.plot(x, 100 * y if name == "val_dice" else y, color=LINE, marker="o", markersize=4)
-    axes.set_title(title, loc="left", fontsize=9.5, color=INK, parse_math=False)
+    axes.set_title(escape.plot(title), loc="left", fontsize=9.5, color=INK)
 
 
 def _smooth(
@@ -220,8 +222,8 @@ def plot_contours(
             spare = (max(widths) - widths[row]) / 2
             axes.set_xlim(-spare, max(widths) - spare)
             if row == 0:
-                title = list(predictions)[number]
-                axes.set_title(title, fontsize=9, color=INK, parse_math=False)
+                title = escape.plot(list(predictions)[number])
+                axes.set_title(title, fontsize=9, color=INK)
     lines = [Line2D([], [], color=REFERENCE, linewidth=1.8)]
     lines += [Line2D([], [], color=PREDICTION, linewidth=1.6, linestyle=(0, (3.0, 1.6)))]
     figure.legend(

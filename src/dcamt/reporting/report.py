@@ -1,7 +1,7 @@
 """The report of a run: one HTML file with its scores, curves, example cases and settings."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.errors import InputError
-from dcamt.evaluation.metrics import INVENTED, METRICS, MISSED
-from dcamt.evaluation.statistics import case_means
+from dcamt.escape import printable
+from dcamt.evaluation.metrics import INVENTED, MISSED, OVERLAPS, TITLES, heading, scale
+from dcamt.evaluation.statistics import case_means, metrics_of
 from dcamt.files import write_text
 from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
 from dcamt.reporting.run_folder import Run, read_run, segmentation_in
-from dcamt.reporting.tables import DASH, TITLES
+from dcamt.reporting.tables import DASH
 
 Row = Mapping[str, Any]
 
@@ -42,7 +43,7 @@ def write_report(run: Path) -> Path:
     try:
         dataset = read_dataset(Path(str(content.config.get("dataset"))))
     except InputError as error:
-        note = str(error)
+        note = _without_folders(str(error), content, Path(str(content.config.get("dataset"))))
     path = run / "report.html"
     write_text(path, _render(content, dataset, note))
     return path
@@ -52,10 +53,10 @@ def write_report(run: Path) -> Path:
 
 
 def _headline(scores: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Mean and standard deviation over cases of the four metrics, ready to print."""
+    """Mean and standard deviation over cases of each metric, ready to print."""
     figures = []
-    for metric in METRICS:
-        unit = "%" if metric in ("dice", "jaccard") else str(scores["unit"])
+    for metric in metrics_of(scores):
+        unit = "%" if metric in OVERLAPS else str(scores["unit"])
         figures.append(
             {
                 "title": TITLES[metric],
@@ -67,28 +68,31 @@ def _headline(scores: Mapping[str, Any]) -> list[dict[str, str]]:
     return figures
 
 
-def _class_rows(scores: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, str | int]]:
+def _class_rows(scores: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """One row a class, worst Dice first."""
     rows = []
     for key, found in scores["per_class"].items():
-        cells: dict[str, str | int] = {"name": _class_name(key, names)}
-        for metric in METRICS:
-            cells[metric] = _text(found[metric], metric)
-            cells[f"{metric}_spread"] = _text(found["std"][metric], metric)
-        for outcome in (MISSED, INVENTED):
-            cells[outcome] = found[outcome]
-        rows.append((math.inf if found["dice"] is None else found["dice"], cells))
+        cells = {
+            "name": _class_name(key, names),
+            "figures": [
+                (_text(found[metric], metric), _text(found["std"][metric], metric))
+                for metric in metrics_of(scores)
+            ],
+            MISSED: found[MISSED],
+            INVENTED: found[INVENTED],
+        }
+        rows.append((_dice(found), cells))
     return [cells for _, cells in sorted(rows, key=lambda row: row[0])]
 
 
-def _case_rows(rows: Iterable[Row], names: Sequence[str]) -> list[dict[str, Any]]:
+def _case_rows(scores: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """One row a case and class: missed and invented structures, then by Dice from the lowest."""
 
     def badness(row: Row) -> tuple[float, float]:
         if row["outcome"] in (MISSED, INVENTED):
             return (-1.0, 0.0)
-        # At equal Dice the larger distance is the worse one; nothing to compare comes last.
-        return (math.inf if row["dice"] is None else row["dice"], -(row["hd95"] or 0.0))
+        # At equal Dice the larger distance is the worse one.
+        return (_dice(row), -(row.get("hd95") or 0.0))
 
     return [
         {
@@ -96,10 +100,16 @@ def _case_rows(rows: Iterable[Row], names: Sequence[str]) -> list[dict[str, Any]
             "name": _class_name(row["class"], names),
             "outcome": row["outcome"],
             "flagged": row["outcome"] in (MISSED, INVENTED),
-            **{metric: _text(row[metric], metric) for metric in METRICS},
+            "figures": [_text(row[metric], metric) for metric in metrics_of(scores)],
         }
-        for row in sorted(rows, key=badness)
+        for row in sorted(scores["cases"], key=badness)
     ]
+
+
+def _dice(row: Row) -> float:
+    """Dice to sort by: what has none comes last."""
+    dice: float | None = row.get("dice")
+    return math.inf if dice is None else dice
 
 
 def _class_name(value: Any, names: Sequence[str]) -> str:
@@ -110,7 +120,21 @@ def _class_name(value: Any, names: Sequence[str]) -> str:
 def _text(value: float | None, metric: str) -> str:
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{100 * value:.1f}" if metric in ("dice", "jaccard") else f"{value:.2f}"
+    return f"{scale(metric) * value:.{1 if metric in OVERLAPS else 2}f}"
+
+
+def _windows(predict: Mapping[str, Any]) -> str:
+    """How the scans were segmented: "overlap 0.5, weighting gaussian, batch 4".
+
+    A stride takes the place of the overlap, and is None without one.
+    """
+    unused = "overlap" if predict.get("stride") else "stride"
+    shown = {key: value for key, value in predict.items() if key != unused}
+    return ", ".join(f"{key} {_plain(value)}" for key, value in shown.items())
+
+
+def _plain(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 # ------------------------------------------------------------------------------------- pictures
@@ -135,7 +159,7 @@ def _pictures(run: Run, dataset: Dataset, values: Sequence[int]) -> list[dict[st
         try:
             picture |= _picture(run, dataset, case, values)
         except InputError as error:
-            picture["note"] = str(error)
+            picture["note"] = _without_folders(str(error), run, dataset.root)
         pictures.append(picture)
     return pictures
 
@@ -163,6 +187,18 @@ def _picture(run: Run, dataset: Dataset, name: str, values: Sequence[int]) -> di
 # -------------------------------------------------------------------------------------- writing
 
 
+def _without_folders(text: str, run: Run, dataset: Path) -> str:
+    """``text`` with the names of the run and the data set alone, not where on a machine they lie.
+
+    A report is handed on.
+    """
+    for folder in (run.folder, dataset):
+        for path in {folder, folder.resolve()}:
+            if path.name:
+                text = text.replace(str(path), path.name)
+    return text
+
+
 def _render(run: Run, dataset: Dataset | None, note: str | None) -> str:
     plan = run.config.get("plan") or {}
     names = tuple(plan.get("classes") or (dataset.classes if dataset else ()))
@@ -170,15 +206,22 @@ def _render(run: Run, dataset: Dataset | None, note: str | None) -> str:
     scores = run.scores
     method = run.config.get("method") or {}
     tints = zip(TINTS * (1 + len(values) // len(TINTS)), values, strict=False)
+    folder = Path(str(run.config.get("dataset"))).name
+    config = yaml.safe_dump(
+        {**run.config, "dataset": folder},
+        sort_keys=False, allow_unicode=True, default_flow_style=None,
+    )  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
     )
     return environment.get_template("report.html").render(
-        dataset=dataset.name if dataset else Path(str(run.config.get("dataset"))).name,
+        dataset=run.data["name"] if run.data else dataset.name if dataset else folder,
+        licence=run.data["licence"] if run.data else "",
         method=method.get("name", "unknown method"),
         run=run.folder.resolve().name,
         counts={part: len(run.split.get(part, ())) for part in ("labeled", "unlabeled", "val")},
@@ -187,17 +230,16 @@ def _render(run: Run, dataset: Dataset | None, note: str | None) -> str:
         best=(run.folder / "best.safetensors").is_file(),
         scores=scores,
         scored=len({row["case"] for row in scores["cases"]}) if scores else 0,
+        heads=[heading(m, scores["unit"]) for m in metrics_of(scores)] if scores else [],
         headline=_headline(scores) if scores else [],
         class_rows=_class_rows(scores, names) if scores else [],
-        case_rows=_case_rows(scores["cases"], names) if scores else [],
+        case_rows=_case_rows(scores, names) if scores else [],
         curves=data_uri(plot_curves(run.log), "svg"),
         pictures=_pictures(run, dataset, values) if dataset else [],
         tints=[(tint, names[value]) for tint, value in tints] if len(values) > 1 else [],
         note=note,
-        predict=run.config.get("predict") or {},
-        config=yaml.safe_dump(
-            run.config, sort_keys=False, allow_unicode=True, default_flow_style=None
-        ),
+        windows=_windows(run.config.get("predict") or {}),
+        config=config.splitlines(),
         split=run.split,
         versions=run.versions,
     )

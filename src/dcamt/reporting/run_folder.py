@@ -3,17 +3,27 @@
 import csv
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from dcamt.config import load_yaml
 from dcamt.data.volume import LARGEST_LABEL
 from dcamt.errors import InputError
+from dcamt.evaluation.metrics import TITLES
 from dcamt.files import read_json, read_text
 
 _LABEL = Annotated[int, Field(ge=0, le=LARGEST_LABEL)]
@@ -27,10 +37,20 @@ class _Part(BaseModel):
 
 
 class _Metrics(_Part):
-    dice: _Metric
-    jaccard: _Metric
-    hd95: _Metric
-    asd: _Metric
+    """The metrics that were asked for."""
+
+    dice: _Metric = None
+    jaccard: _Metric = None
+    hd95: _Metric = None
+    asd: _Metric = None
+    assd: _Metric = None
+    hd: _Metric = None
+    hd95_max: _Metric = None
+    nsd: _Metric = None
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        return frozenset(self.model_fields_set & TITLES.keys())
 
 
 class _CaseScore(_Metrics):
@@ -55,6 +75,17 @@ class _Scores(_Part):
     missed: NonNegativeInt
     invented: NonNegativeInt
     unit: str
+    tolerance: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _same_metrics(self) -> "_Scores":
+        classes = self.per_class.values()
+        parts = [self.mean, self.std, *self.cases, *classes, *(found.std for found in classes)]
+        if not self.mean.metrics or len({part.metrics for part in parts}) > 1:
+            raise ValueError("every part needs the same metrics")
+        if "nsd" in self.mean.metrics and self.tolerance is None:
+            raise ValueError("nsd needs its tolerance")
+        return self
 
 
 class _ShownPlan(_Part):
@@ -75,6 +106,13 @@ class _ShownConfig(_Part):
     predict: dict[str, Any] | None = None
 
 
+class _ShownData(_Part):
+    """data.json: what the data set said of itself when the run began."""
+
+    name: str
+    licence: str
+
+
 class _ShownSplit(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     labeled: list[str]
@@ -85,7 +123,10 @@ class _ShownSplit(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds. `scores` is the content of validation.json, None without one."""
+    """What a run folder holds.
+
+    `data` and `scores` are the contents of data.json and validation.json, None without one.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -93,6 +134,7 @@ class Run:
     versions: dict[str, str]
     log: dict[str, NDArray[np.float64]]
     scores: dict[str, Any] | None
+    data: dict[str, str] | None
 
 
 def read_run(run: Path) -> Run:
@@ -104,7 +146,7 @@ def read_run(run: Path) -> Run:
             raise InputError(
                 f"{run}: is not a run folder ({name} is missing); give the one that training wrote"
             )
-    scores = run / "validation.json"
+    scores, data = run / "validation.json", run / "data.json"
     return Run(
         folder=run,
         config=_checked(load_yaml(run / "config.yaml"), _ShownConfig, run / "config.yaml"),
@@ -112,12 +154,20 @@ def read_run(run: Path) -> Run:
         versions={key: str(value) for key, value in read_json(run / "versions.json").items()},
         log=_read_log(run / "log.csv"),
         scores=read_scores(scores) if scores.is_file() else None,
+        data=_checked(read_json(data), _ShownData, data) if data.is_file() else None,
     )
 
 
-def read_scores(path: Path) -> dict[str, Any]:
-    """What `dcamt.evaluation.evaluate` wrote; InputError if that is not what it wrote."""
-    return _checked(read_json(path), _Scores, path)
+def read_scores(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
+    """What `dcamt.evaluation.evaluate` wrote, with any metrics, but all that are ``needed``.
+
+    InputError if that is not what it wrote.
+    """
+    scores = _checked(read_json(path), _Scores, path)
+    missing = [metric for metric in needed if metric not in scores["mean"]]
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; remove it and make it anew")
+    return scores
 
 
 def _checked(content: dict[str, Any], model: type[BaseModel], path: Path) -> dict[str, Any]:

@@ -11,60 +11,57 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dcamt.evaluation.metrics import METRICS
+from dcamt import escape
+from dcamt.evaluation.metrics import METRICS, OVERLAPS, heading, scale
 
 Row = Mapping[str, Any]
 Results = Mapping[str, Any]
 
-TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
 SIGNIFICANT = 0.05
 DASH = "\N{EN DASH}"  # stands for a value that does not exist
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
+    """What stands in one place of the table, as plain text."""
+
     text: str
     best: bool = False
     differs: bool = False  # from the first method, significantly
 
-
-def scale(metric: str) -> int:
-    """Dice and Jaccard are shown in %."""
-    return 100 if metric in ("dice", "jaccard") else 1
-
-
-def headings(unit: str) -> list[str]:
-    """``Dice (%)`` and so on, in the order of METRICS; ``unit`` is that of the distances."""
-    return [f"{TITLES[m]} ({'%' if scale(m) == 100 else unit})" for m in METRICS]
+    @property
+    def shown(self) -> str:
+        """The text with the sign of a difference."""
+        return f"{self.text} †" if self.differs else self.text
 
 
 def markdown(results: Results) -> str:
     """The table in Markdown, with a line below it that says what its figures are."""
 
-    def show(cell: _Cell) -> str:
-        text = cell.text.replace("|", "\\|") + (" †" if cell.differs else "")
+    def show(cell: Cell) -> str:
+        text = escape.markdown(cell.shown)
         return f"**{text}**" if cell.best else text
 
-    lines = [[_Cell(name) for name in _columns(results)], *_lines(results)]
-    rows = ["| " + " | ".join(show(cell) for cell in line) + " |" for line in lines]
-    rows.insert(1, "|---" * len(lines[0]) + "|")
-    return "\n".join([*rows, "", caption(results), ""])
+    table = [[Cell(name) for name in columns(results)], *lines(results)]
+    rows = ["| " + " | ".join(show(cell) for cell in line) + " |" for line in table]
+    rows.insert(1, "|---" * len(table[0]) + "|")
+    return "\n".join([*rows, "", escape.markdown(caption(results)), ""])
 
 
 def latex(results: Results) -> str:
     """The table as LaTeX; it needs the package booktabs."""
 
-    def show(cell: _Cell) -> str:
-        text = _escape(cell.text) + (r"$^\dagger$" if cell.differs else "")
+    def show(cell: Cell) -> str:
+        text = escape.latex(cell.text) + (r"$^\dagger$" if cell.differs else "")
         return rf"\textbf{{{text}}}" if cell.best else text
 
-    def line(cells: Sequence[_Cell]) -> str:
+    def line(cells: Sequence[Cell]) -> str:
         return " & ".join(show(cell) for cell in cells) + r" \\"
 
-    columns = _columns(results)
+    heads = columns(results)
     body: list[str] = []
     previous = None
-    for row, cells in zip(results["rows"], _lines(results), strict=True):
+    for row, cells in zip(results["rows"], lines(results), strict=True):
         if previous not in (None, row["labels"]):
             body.append(r"\midrule")
         body.append(line(cells))
@@ -73,10 +70,10 @@ def latex(results: Results) -> str:
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_escape(caption(results))}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            rf"\caption{{{escape.latex(caption(results))}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
             r"\toprule",
-            line([_Cell(name) for name in columns]),
+            line([Cell(name) for name in heads]),
             r"\midrule",
             *body,
             r"\bottomrule",
@@ -96,7 +93,8 @@ def csv_text(results: Results) -> str:
     for row in results["rows"]:
         cells = [row[kind][metric] for metric in METRICS for kind in ("mean", "std", "p")]
         last = [row["gap_closed"], row["missed"], row["invented"]]
-        table.writerow([row["name"], row["labels"], len(row["seeds"]), *cells, *last])
+        name = escape.csv_cell(row["name"])
+        table.writerow([name, row["labels"], len(row["seeds"]), *cells, *last])
     return file.getvalue()
 
 
@@ -128,38 +126,41 @@ def caption(results: Results) -> str:
     return " ".join(parts)
 
 
-def _columns(results: Results) -> list[str]:
-    names = ["method", "labels", "seeds", *headings(results["unit"]), "p"]
+def columns(results: Results) -> list[str]:
+    """What each column is, the first two being the method and the number of labels."""
+    shown = [heading(metric, results["unit"]) for metric in METRICS]
+    names = ["method", "labels", "seeds", *shown, "p"]
     names += ["gap closed"] * _has_gap(results)
     return names + ["missed", "invented"] * _uncounted(results)
 
 
-def _lines(results: Results) -> list[list[_Cell]]:
-    lines = []
+def lines(results: Results) -> list[list[Cell]]:
+    """The cells of every row."""
+    found = []
     for row in results["rows"]:
         rivals = [r for r in results["rows"] if r["labels"] == row["labels"] and not r["ceiling"]]
         p = row["p"]["dice"]
-        cells = [_Cell(row["name"]), _Cell(row["labels"]), _Cell(str(len(row["seeds"])))]
+        cells = [Cell(row["name"]), Cell(row["labels"]), Cell(str(len(row["seeds"])))]
         cells += [_metric(row, rivals, metric) for metric in METRICS]
-        cells.append(_Cell(DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"))
+        cells.append(Cell(DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"))
         if _has_gap(results):
             gap = row["gap_closed"]
-            cells.append(_Cell(DASH if gap is None else f"{round(100 * gap)} %"))
+            cells.append(Cell(DASH if gap is None else f"{round(100 * gap)} %"))
         if _uncounted(results):
-            cells += [_Cell(str(row["missed"])), _Cell(str(row["invented"]))]
-        lines.append(cells)
-    return lines
+            cells += [Cell(str(row["missed"])), Cell(str(row["invented"]))]
+        found.append(cells)
+    return found
 
 
-def _metric(row: Row, rivals: Sequence[Row], metric: str) -> _Cell:
+def _metric(row: Row, rivals: Sequence[Row], metric: str) -> Cell:
     mean, std, p = row["mean"][metric], row["std"][metric], row["p"][metric]
     first = best(rivals, metric)
     if mean is None:
-        return _Cell(DASH)
+        return Cell(DASH)
     shown = f"{scale(metric) * mean:.2f}"
     # What reads alike is alike, so that nobody asks for the third decimal.
     leads = first is not None and shown == f"{scale(metric) * first:.2f}"
-    return _Cell(
+    return Cell(
         shown if std is None else f"{shown} ± {scale(metric) * std:.2f}",
         best=leads and not row["ceiling"] and len(rivals) > 1,
         differs=p is not None and p < SIGNIFICANT,
@@ -168,7 +169,7 @@ def _metric(row: Row, rivals: Sequence[Row], metric: str) -> _Cell:
 
 def best(rows: Sequence[Row], metric: str) -> float | None:
     """The best mean among the rows: the largest overlap, the smallest distance."""
-    choose: Callable[[list[float]], float] = max if scale(metric) == 100 else min
+    choose: Callable[[list[float]], float] = max if metric in OVERLAPS else min
     means = [row["mean"][metric] for row in rows if row["mean"][metric] is not None]
     return choose(means) if means else None
 
@@ -179,10 +180,3 @@ def _has_gap(results: Results) -> bool:
 
 def _uncounted(results: Results) -> bool:
     return any(row["missed"] or row["invented"] for row in results["rows"])
-
-
-def _escape(text: str) -> str:
-    signs = {c: rf"\{c}" for c in "&%$#_{}"}
-    signs |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    signs |= {"±": r"$\pm$", "<": "$<$", DASH: "--", "†": r"$^\dagger$"}
-    return "".join(signs.get(c, c) for c in text)

@@ -1,0 +1,108 @@
+"""Scores and comparisons as tables for the terminal, none of them wider than it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dcamt.escape import printable
+from dcamt.evaluation.metrics import heading, scale
+from dcamt.evaluation.statistics import metrics_of
+from dcamt.reporting.tables import DASH, caption, columns, lines
+
+
+def plain_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """A console to which brackets and colons in names are just that."""
+    return Console(
+        stderr=stderr, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
+
+
+def score_tables(result: Mapping[str, Any], width: int) -> list[Table]:
+    """What `evaluate` found: a line a class and one over all, mean ± standard deviation.
+
+    ``width`` is the terminal's, in characters.
+    """
+    found = {key: (of_class, of_class) for key, of_class in result["per_class"].items()}
+    names = [of_class.get("class_name", key) for key, (of_class, _) in found.items()]
+    if len(found) > 1:
+        found["all"] = (result["mean"], result)
+        names.append("all")
+    cells = {
+        heading(metric, result["unit"]): [
+            Text(_spread(mean[metric], summary["std"][metric], metric))
+            for mean, summary in found.values()
+        ]
+        for metric in metrics_of(result)
+    }
+    for outcome in ("missed", "invented"):
+        cells[outcome.capitalize()] = [Text(str(summary[outcome])) for _, summary in found.values()]
+    tables = _fitting("Class", names, cells, width)
+    for table in tables:
+        if len(names) > 1:
+            table.rows[-2].end_section = True
+    count = len({row["case"] for row in result["cases"]})
+    title = f"{count} case{'' if count == 1 else 's'}, mean ± standard deviation"
+    if "tolerance" in result:
+        title += f"; NSD within {result['tolerance']:g} {result['unit']}"
+    tables[0].title = title
+    if result["not_predicted"]:
+        tables[-1].caption = f"Labels without a prediction, left out: {result['not_predicted']}"
+    return tables
+
+
+def comparison_table(results: Mapping[str, Any], width: int) -> RenderableType:
+    """What `dcamt.reporting.tables.markdown` writes, for a terminal of ``width`` characters."""
+    names = [f"{row['name']}, {row['labels']} labels" for row in results["rows"]]
+    _, _, *heads = columns(results)
+    _, _, *cells = (
+        [Text(cell.shown, "bold" if cell.best else "") for cell in column]
+        for column in zip(*lines(results), strict=True)
+    )
+    tables = _fitting("method", names, dict(zip(heads, cells, strict=True)), width)
+    return Group(*tables, Text(printable(caption(results))))
+
+
+def _spread(mean: float | None, std: float | None, metric: str) -> str:
+    known = [f"{scale(metric) * number:.2f}" for number in (mean, std) if number is not None]
+    return " ± ".join(known) or DASH
+
+
+def _fitting(
+    head: str, names: Sequence[str], cells: Mapping[str, Sequence[Text]], width: int
+) -> list[Table]:
+    """Tables of the ``names`` with as many columns as fit; the others follow in further tables.
+
+    ``cells`` are the columns by their headings; numbers are never cut. Names take two lines, or
+    more where they would take over half of the width.
+    """
+    shown = [Text(printable(name)) for name in names]
+    longest = max(text.cell_len for text in (Text(head), *shown))
+    least = min(-(-longest // 2), width // 2)
+    groups: list[list[str]] = []
+    room = 0
+    for title, column in cells.items():
+        needed = 1 + max(text.cell_len for text in (Text(title), *column))
+        if needed > room:
+            groups.append([])
+            room = width - least - 2  # of the frame
+        groups[-1].append(title)
+        room -= needed
+    return [
+        _table(head, shown, {title: cells[title] for title in group}, least) for group in groups
+    ]
+
+
+def _table(
+    head: str, names: Sequence[Text], cells: Mapping[str, Sequence[Text]], least: int
+) -> Table:
+    table = Table(box=SIMPLE, padding=0)
+    table.add_column(head, overflow="fold", min_width=least)
+    for title in cells:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in zip(names, *cells.values(), strict=True):
+        table.add_row(*row)
+    return table
