@@ -113,7 +113,7 @@ def test_listed_files_that_are_missing_are_said(tmp_path: Path) -> None:
         ("u", True),
     ]
     (note,) = dataset.notes
-    assert note.endswith("lists files that are not there: the label of b, the image of c")
+    assert note.endswith("lists files that are not there: the label of 'b', the image of 'c'")
 
 
 def test_the_first_nnunets_lists_name_cases_without_a_channel(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ unlabelled images in imagesUn/. Where dataset.json lists its cases (nnU-Net's `d
 the data set.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ from pathlib import Path
 from dcamt.config import MOST_CLASSES, ClassCodes
 from dcamt.data.description import FILE, Description, read_description
 from dcamt.data.folder import (
-    CHANNEL_NUMBER,
     LITERATURE,
     by_case,
     group_channels,
@@ -33,11 +31,10 @@ from dcamt.data.folder import (
     is_of_the_system,
     labelled_case,
     remarks_on,
-    scan_file,
     volumes_in,
-    why_not,
 )
 from dcamt.data.formats import ending_of, hdf5
+from dcamt.data.listing import listed_files, notes_on_training
 from dcamt.errors import InputError
 from dcamt.files import check_fetched
 
@@ -169,7 +166,7 @@ def _cases_in_folders(root: Path, told: Description, problems: list[str]) -> Fou
         else:
             cases.append(Case(case, tuple(files.values()), label))
     problems += _labels_alone(label_files, grouped, images.name, by_channel)
-    return channels, cases, [*notes, *_notes_on_training(told, grouped, label_files)]
+    return channels, cases, [*notes, *notes_on_training(told.training, grouped, label_files)]
 
 
 def _labels_alone(
@@ -189,22 +186,6 @@ def _labels_alone(
                 "or remove the label"
             )
     return problems
-
-
-def _notes_on_training(
-    told: Description, images: Mapping[str, object], labels: Mapping[str, object]
-) -> list[str]:
-    """What the Decathlon's list in dataset.json names and the folders lack."""
-    lost = []
-    for listed, has_label in (told.training or {}).items():
-        number = CHANNEL_NUMBER.fullmatch(listed)
-        case = number["case"] if number and listed not in images else listed
-        if case not in images:
-            lost.append(f"the image of {case}")
-        elif has_label and case not in labels:
-            lost.append(f"the label of {case}")
-    more = f" and {len(lost) - 3} more" if lost[3:] else ""
-    return [f"{FILE} lists files that are not there: {', '.join(lost[:3])}{more}"] if lost else []
 
 
 def _notes_on_tests(root: Path) -> list[str]:
@@ -229,16 +210,8 @@ def _cases_listed(root: Path, told: Description, problems: list[str]) -> Found:
     if not channels:
         count = max(len(images) for images, _ in told.listed.values())
         channels = tuple(f"channel_{i}" for i in range(count)) if count > 1 else ()
-    for name, (image_names, label_name) in told.listed.items():
-        images = [_listed_file(root, image, problems) for image in image_names]
-        label = None if label_name is None else _listed_file(root, label_name, problems)
-        if len(images) not in (1, len(channels)):
-            problems.append(
-                f"{root / FILE}: case {name} lists {len(images)} images, but the data set has "
-                f"{len(channels)} channels ({', '.join(channels)}); correct the list"
-            )
-        elif None not in images and (label is not None or label_name is None):
-            cases.append(Case(name, tuple(image for image in images if image), label))
+    for name, (images, label) in listed_files(root, told.listed, channels, problems).items():
+        cases.append(Case(name, images, label))
     used = {image for case in cases for image in case.images}
     notes = []
     for folder in ("imagesTr", "images"):
@@ -257,29 +230,6 @@ def _cases_listed(root: Path, told: Description, problems: list[str]) -> Found:
         else:
             cases.append(Case(case, tuple(files.values()), None))
     return channels, cases, notes
-
-
-def _listed_file(root: Path, name: str, problems: list[str]) -> Path | None:
-    """The file that dataset.json names; None if it is of no use, which is added to ``problems``.
-
-    It must lie in the data set's folder: a stranger's list reads no other files of the user.
-    """
-    folder = os.path.normpath(root.absolute())
-    whole = Path(os.path.normpath(folder / Path(name)))  # takes ".." out, follows no link
-    if not whole.is_relative_to(folder):
-        problems.append(
-            f"{root / FILE}: lists {name!r}, which lies outside the data set's folder; move or "
-            "link it into the folder"
-        )
-        return None
-    path = root / whole.relative_to(folder)
-    if not path.exists() and not path.is_symlink():
-        problems.append(f"{path}: is listed in {FILE}, but is not there; correct the list")
-    elif scan_file(path) is None:
-        problems.append(f"{path}: {why_not(path)}")
-    else:
-        return path
-    return None
 
 
 def check_label_values(values: Iterable[int], classes: int, ignore: int | None, path: Path) -> None:
