@@ -90,11 +90,13 @@ def test_all_that_predict_writes_lies_on_a_nifti_scan(cli, tiny_run, tmp_path, n
 
 
 def test_a_tilted_series_is_refused_as_nifti_and_right_in_other_formats(
-    cli, tiny_run, tmp_path, write_series
+    cli, tiny_run, tmp_path, write_series, monkeypatch
 ) -> None:
     folder = write_series(tmp_path / "scan", scan(), tilted())
     out = tmp_path / "out"
-    code, _, err = cli("predict", tiny_run, folder, "--out", out, "--probabilities", "--quiet")
+    with monkeypatch.context() as patch:  # before anything is computed
+        patch.setattr("dcamt.inference.predict.to_network", None)
+        code, _, err = cli("predict", tiny_run, folder, "--out", out, "--probabilities", "--quiet")
     assert (code, len(err.splitlines())) == (2, 1)
     assert "15 degrees off a right angle" in err
     assert "--format nrrd or mha" in err
