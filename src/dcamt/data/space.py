@@ -64,7 +64,7 @@ def spacing_along(image: Volume, placement: Placement) -> tuple[float, float, fl
 def to_network(image: Volume, plan: Plan) -> tuple[NDArray[np.float32], Placement]:
     """A scan as the network sees it, ``(C, x, y, z)`` float32 at ``plan.spacing``."""
     array, placement = place(image, plan.orientation, plan.crop)
-    shape = _resampled_shape(placement.cropped, spacing_along(image, placement), plan)
+    shape = resampled_shape(placement.cropped, spacing_along(image, placement), plan)
     resampled = _resample(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), shape)
     del array
     prepared = np.empty(resampled.shape, np.float32)
@@ -78,7 +78,7 @@ def label_to_network(label: Volume, placement: Placement, plan: Plan) -> NDArray
     array = _reorient(label.array[None], placement.axes)[0][placement.box].astype(np.int16)
     if plan.ignore is not None:
         array[array == plan.ignore] = IGNORE
-    shape = _resampled_shape(placement.cropped, spacing_along(label, placement), plan)
+    shape = resampled_shape(placement.cropped, spacing_along(label, placement), plan)
     if shape == array.shape:
         return array.astype(np.int8)
     values = np.unique(array)
@@ -140,11 +140,14 @@ def _reoriented(placement: Placement) -> Shape:
     return shape[0], shape[1], shape[2]
 
 
-def _resampled_shape(shape: Shape, spacing: tuple[float, float, float], plan: Plan) -> Shape:
+def resampled_shape(shape: Shape, spacing: tuple[float, float, float], plan: Plan) -> Shape:
+    """Voxels at ``plan.spacing`` of ``shape`` voxels of ``spacing`` mm; InputError if too many."""
     extents = [n * s / t for n, s, t in zip(shape, spacing, plan.spacing, strict=True)]
     wanted = " x ".join(f"{t:g}" for t in plan.spacing)
-    needed = 4 * math.prod(max(1.0, n) for n in extents) * len(plan.channels)
-    check_fits(needed, f"a scan resampled to {wanted} mm (data.spacing)")
+    # Resampled, normalised, and what normalising one channel takes beside.
+    needed = 4 * math.prod(max(1.0, n) for n in extents) * (2 * len(plan.channels) + 3)
+    what = f"a scan resampled to {wanted} mm (data.spacing)"
+    check_fits(needed, what, "crop the scan, or train with a coarser data.spacing")
     sizes = [max(1, round(n)) for n in extents]
     return sizes[0], sizes[1], sizes[2]
 

@@ -23,6 +23,7 @@ from dcamt.evaluation.metrics import (
     metrics_per_class,
 )
 from dcamt.files import write_text
+from dcamt.memory import told_of_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,8 +65,9 @@ def evaluate(predictions: Path, labels: Path, unit: str = "mm") -> dict[str, Any
 
     measured: dict[tuple[str, int], Row] = {}
     for case, prediction_file in prediction_files.items():
-        for row in _measure(prediction_file, label_files[case], unit, names, ignore):
-            measured[case, row["class"]] = row
+        with told_of_memory(f"{prediction_file}: cannot be measured", "crop it and its label"):
+            rows_of_case = _measure(prediction_file, label_files[case], unit, names, ignore)
+        measured |= {(case, row["class"]): row for row in rows_of_case}
     classes = sorted(names or {value for _, value in measured})
 
     rows: list[Row] = []
