@@ -9,6 +9,8 @@
 The same as the commands of ``dcamt --help``; see docs/python.md.
 """
 
+import getpass
+import os
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +31,12 @@ __all__ = [
     "report",
     "train",
 ]
+
+try:
+    getpass.getuser()
+except (KeyError, OSError, ImportError):
+    # In a container the user may be a bare number; libraries ask for a name when they are loaded.
+    os.environ["USER"] = "user"
 
 
 def __getattr__(name: str) -> Any:

@@ -29,10 +29,10 @@ from dcamt.evaluation.metrics import METRICS
 from dcamt.experiment import load_run, train_run
 from dcamt.exporting import export_run
 from dcamt.files import refuse_links, remove_abandoned
-from dcamt.inference.predict import DICOM_SEG, Extras, map_name, predict_case
+from dcamt.inference.predict import DICOM_SEG, LOWER, Extras, map_name, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
-from dcamt.memory import kept_memory
+from dcamt.memory import told_of_memory
 from dcamt.reporting.card import model_card
 from dcamt.reporting.report import write_report
 from dcamt.reporting.terminal import plain_console
@@ -203,21 +203,21 @@ def _segment(
     """Segment every scan that can be read; then InputError if some could not."""
     begin = time.monotonic()
     failed: dict[str, str] = {}
-    with kept_memory():
-        for done, scan in enumerate(scans, 1):
-            try:
+    for done, scan in enumerate(scans, 1):
+        try:
+            with told_of_memory(f"{scan.images[0]}: cannot be segmented", LOWER):
                 work(scan.images, outputs[scan.name])
-            except Unwritable:
-                raise
-            except InputError as error:  # the others may be sound
-                failed[scan.name] = str(error)
-                console.print(f"{done}/{len(scans)}  {error}")
-                continue
-            seconds = (time.monotonic() - begin) / done
-            console.print(
-                f"{done}/{len(scans)}  {scan.name}  {seconds:.1f} s a case  "
-                f"{seconds * (len(scans) - done) / 60:.1f} min left"
-            )
+        except Unwritable:
+            raise
+        except InputError as error:  # the others may be sound
+            failed[scan.name] = str(error)
+            console.print(f"{done}/{len(scans)}  {error}")
+            continue
+        seconds = (time.monotonic() - begin) / done
+        console.print(
+            f"{done}/{len(scans)}  {scan.name}  {seconds:.1f} s a case  "
+            f"{seconds * (len(scans) - done) / 60:.1f} min left"
+        )
     if failed:
         first, *others = failed
         more = f" (nor have the scans {', '.join(others)} a segmentation)" if others else ""

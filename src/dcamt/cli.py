@@ -3,12 +3,14 @@
 import json
 import sys
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from dcamt.errors import InputError
+from dcamt.memory import is_out_of_memory, lack_of_memory
 
 app = typer.Typer(
     help="Semi-supervised segmentation of 3D medical volumes: a few labels, many scans.",
@@ -426,18 +428,36 @@ def _options(
 
 def main() -> Any:
     """Run the command line; errors that a user can mend are one sentence and exit code 2."""
+    _print_anything()
     try:
         app()
     except InputError as error:
         _fail(str(error), 2)
+    except UnicodeEncodeError as error:
+        _fail(f"a name cannot be written in {error.encoding}; set PYTHONUTF8=1", 2)
     except OSError as error:
+        if is_out_of_memory(error):
+            _fail(_no_memory(error), 2)
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}; check the path and the space on the disk", 2)
     except Exception as error:
+        if is_out_of_memory(error):
+            _fail(_no_memory(error), 2)
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
         _fail(str(error), code)
+
+
+def _print_anything() -> None:
+    """Characters that the terminal or the file behind it does not have become question marks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def _no_memory(error: Exception) -> str:
+    return f"{lack_of_memory(error)}; end other programs, raise the limit, or give less at a time"
 
 
 def _fail(message: str, code: int) -> None:

@@ -21,7 +21,7 @@ import torch
 from dcamt.data.prepare import cache_folder
 from dcamt.engine.precision import wrong_shapes
 from dcamt.errors import InputError
-from dcamt.memory import most_memory
+from dcamt.memory import free_memory, most_memory
 
 Verdict = Literal["ok", "note", "wrong"]
 
@@ -115,7 +115,8 @@ def _memory() -> Finding:
     most = most_memory()
     if most == float("inf"):
         return Finding("memory", "this system does not tell how much there is", "note")
-    text = f"{most / 1e9:.1f} GB that this process may use"
+    free = free_memory()
+    text = f"{most / 1e9:.1f} GB that this process may use, {free / 1e9:.1f} GB of them free"
     if most < LEAST_MEMORY:
         return Finding("memory", f"{text}; training wants {LEAST_MEMORY / 1e9:.0f} or more", "note")
     return Finding("memory", text)

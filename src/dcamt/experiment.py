@@ -30,11 +30,11 @@ from dcamt.engine.train import Interrupted, catch_signals, choose_device, make_f
 from dcamt.errors import CannotHold, InputError, Unwritable
 from dcamt.evaluation.evaluate import evaluate, write_json
 from dcamt.files import alone, holds, read_json, refuse_links, remove_temporary, write_text
-from dcamt.inference.predict import predict_case
+from dcamt.inference.predict import LOWER, predict_case
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap
 from dcamt.losses.overlap import IGNORE
-from dcamt.memory import kept_memory
+from dcamt.memory import told_of_memory
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.networks.vnet import STRIDE, VNet
@@ -42,6 +42,11 @@ from dcamt.reporting.report import write_report
 
 _WRITTEN = ("log.csv", "tensorboard", "validation")
 """What is written in place or below; all else is moved into place, which replaces a link."""
+_LOWER = (
+    "lower train.labeled_batch and train.unlabeled_batch, data.patch or network.width, or train "
+    "with a coarser data.spacing, in another --out"
+)
+"""What to do where a training does not fit into memory."""
 _VERSIONS = ("dcamt", "torch", "monai", "lightning-fabric", "numpy", "scipy", "nibabel")
 
 
@@ -166,6 +171,7 @@ def _interruptible(work: Callable[[Fabric], None], fabric: Fabric) -> None:
         raise Interrupted(signal.SIGINT) from None
 
 
+@told_of_memory("this training does not fit", _LOWER)
 def _train(fabric: Fabric, planned: Planned, out: Path, resume: bool, quiet: bool) -> None:
     """What each process does."""
     config, split = planned.config, planned.split
@@ -203,9 +209,9 @@ def _segment_validation(run: Path, planned: Planned, device: torch.device) -> No
     assert config.dataset is not None and config.plan is not None
     dataset, folder = planned.dataset, run / "validation"
     predictor = make_predictor(method, config.plan, device)
-    with kept_memory():
-        for name in planned.split.val:
-            images = dataset.case(name).images
+    for name in planned.split.val:
+        images = dataset.case(name).images
+        with told_of_memory(f"{name}: cannot be segmented", LOWER):
             try:
                 predict_case(predictor, config, images, folder / f"{name}.nii.gz")
             except CannotHold:
@@ -300,6 +306,7 @@ def _refuse_existing(out: Path, resume: bool) -> None:
         )
 
 
+@told_of_memory("the scans do not fit", "crop them, or set a coarser data.spacing")
 def plan_run(
     dataset: Path,
     config: Config,

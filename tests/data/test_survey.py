@@ -242,7 +242,7 @@ def test_what_does_not_fit_into_the_room_is_read_again(tmp_path, monkeypatch):
     data = read_dataset(root)
     names = [case.name for case in data.cases]
     one = scan().nbytes + block().nbytes
-    monkeypatch.setattr(surveying, "most_memory", lambda: 4.0 * one + 8)
+    monkeypatch.setattr(surveying, "free_memory", lambda: 4.0 * one + 8)
     seen = survey(data, names, DataConfig(patch=(16, 16, 16)), keep=True)
     assert len(seen.kept) == 1
     whole = {p.name: np.array(p.image) for p in prepare(data.cases, seen.plan, seen.kept)}

@@ -24,7 +24,7 @@ from dcamt.data.formats import parts_of
 from dcamt.data.space import label_to_network, to_network
 from dcamt.data.survey import Volumes
 from dcamt.data.volume import aligned, check_channels, read_image, read_label
-from dcamt.errors import InputError
+from dcamt.errors import InputError, Unwritable
 from dcamt.files import atomic, remove_abandoned
 
 _FORMAT = 3
@@ -55,9 +55,19 @@ class Prepared:
 
 
 def cache_folder() -> Path:
-    """``DCAMT_CACHE``, or ``dcamt`` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DCAMT_CACHE") or Path(home) / "dcamt")
+    """``DCAMT_CACHE``, or ``dcamt`` in the user's cache folder.
+
+    Raises InputError if neither is set and the user has no home folder.
+    """
+    if own := os.environ.get("DCAMT_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcamt"
+    except RuntimeError:
+        raise InputError(
+            "no home folder is known for the cache of prepared scans; set the environment variable "
+            "DCAMT_CACHE to a folder"
+        ) from None
 
 
 def prepare(
@@ -133,12 +143,15 @@ def _usable(path: Path) -> bool:
 
 def _save(path: Path, array: NDArray[np.generic]) -> None:
     array = np.ascontiguousarray(array)
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        # As np.save does it, which does not tell when the disk is full.
-        header = np.lib.format.header_data_from_array_1_0(array)
-        np.lib.format.write_array_header_1_0(file, header)
-        file.write(array.data)
-        file.write(_checksum(array))
+    try:
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            # As np.save does it, which does not tell when the disk is full.
+            header = np.lib.format.header_data_from_array_1_0(array)
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(array.data)
+            file.write(_checksum(array))
+    except Unwritable as error:
+        raise Unwritable(f"{error}, named by the environment variable DCAMT_CACHE") from None
 
 
 def _checksum(array: NDArray[np.generic]) -> bytes:

@@ -165,11 +165,13 @@ def _reoriented(placement: Placement) -> Shape:
 
 
 def resampled_shape(shape: Shape, spacing: tuple[float, float, float], plan: Plan) -> Shape:
-    """Voxels of ``shape`` at ``spacing`` (mm) once resampled; InputError if they fit no memory."""
+    """Voxels at ``plan.spacing`` of ``shape`` voxels of ``spacing`` mm; InputError if too many."""
     extents = [n * s / t for n, s, t in zip(shape, spacing, plan.spacing, strict=True)]
     wanted = " x ".join(f"{t:g}" for t in plan.spacing)
-    needed = 4 * math.prod(max(1.0, n) for n in extents) * len(plan.channels)
-    check_fits(needed, f"a scan resampled to {wanted} mm (data.spacing)")
+    # Resampled, normalised, and what normalising one channel takes beside.
+    needed = 4 * math.prod(max(1.0, n) for n in extents) * (2 * len(plan.channels) + 3)
+    what = f"a scan resampled to {wanted} mm (data.spacing)"
+    check_fits(needed, what, "crop the scan, or train with a coarser data.spacing")
     sizes = [max(1, round(n)) for n in extents]
     return sizes[0], sizes[1], sizes[2]
 

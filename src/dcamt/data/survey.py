@@ -25,13 +25,13 @@ from dcamt.data.plan import ANISOTROPIC, Fingerprint, check_plan, make_plan
 from dcamt.data.space import Shape, lost_labels, place, resampled_shape, spacing_along
 from dcamt.data.volume import Volume, aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
-from dcamt.memory import most_memory
+from dcamt.memory import free_memory
 
 SPACING_LIMITS = (0.01, 50.0)  # mm
 FOREGROUND_VOXELS = 10_000
 """Labelled voxels of a case whose intensities are noted, about."""
 KEPT = 1 / 4
-"""Share of the memory in which volumes may wait to be prepared, so that they are read once."""
+"""Share of the free memory in which volumes may wait to be prepared, so that they are read once."""
 GEOMETRY_LOST = (
     "spacing 1 x 1 x 1 mm and origin 0, as in files whose geometry was lost; compare the spacing "
     "with the source's, or distances in mm will be wrong"
@@ -120,7 +120,7 @@ def survey(
     with ``keep`` volumes stay in memory, up to a share of it. Raises nothing for bad files: they
     are among the errors.
     """
-    room = _Room(KEPT * most_memory() if keep else 0.0)
+    room = _Room(KEPT * free_memory() if keep else 0.0)
 
     def at(case: Case) -> Look:
         return _look(case, dataset, data, intensities, room)

@@ -23,13 +23,9 @@ from dcamt.engine import checkpoint
 from dcamt.engine.log import TrainingLog
 from dcamt.engine.precision import use_float32_where_needed
 from dcamt.errors import InputError
-from dcamt.memory import kept_memory
+from dcamt.memory import KEPT_UP_TO, kept_memory
 from dcamt.methods.method import Method, Progress
 from dcamt.networks.vnet import channels_last
-
-_KEPT_UP_TO = 2_000_000
-"""Voxels of a batch for which freed memory is kept: beyond it the blocks fit into one another so
-badly that the peak grows by a third, and nothing is won."""
 
 
 class Interrupted(Exception):
@@ -146,7 +142,7 @@ def train(
         print(note, file=sys.stderr)
     log = TrainingLog(run, settings.iterations, steps.start, quiet=quiet, writes=writes)
     voxels = math.prod(batches.patch) * (settings.labeled_batch + settings.unlabeled_batch)
-    kept = kept_memory() if voxels <= _KEPT_UP_TO else nullcontext()
+    kept = kept_memory() if voxels <= KEPT_UP_TO else nullcontext()
     with log, kept, catch_signals() as stop, _told_of_workers():
         for step, draw, batch in zip(steps, mine, loader, strict=True):
             # Every draw has its own seed, so no random state needs saving.

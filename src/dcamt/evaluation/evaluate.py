@@ -28,6 +28,7 @@ from dcamt.evaluation.metrics import (
     metrics_per_class,
 )
 from dcamt.files import check_fetched, write_text
+from dcamt.memory import told_of_memory
 
 UNITS = ("mm", "voxels")
 BACKGROUND = 0
@@ -76,8 +77,9 @@ def evaluate(
     measured: dict[tuple[str, int], Row] = {}
     measure = partial(_measure, unit=unit, metrics=asked, tolerance=tolerance)
     for case, prediction_file in prediction_files.items():
-        for row in measure(prediction_file, label_files[case], names, ignore):
-            measured[case, row["class"]] = row
+        with told_of_memory(f"{prediction_file}: cannot be measured", "crop it and its label"):
+            rows_of_case = measure(prediction_file, label_files[case], names, ignore)
+        measured |= {(case, row["class"]): row for row in rows_of_case}
     classes = sorted(names or {value for _, value in measured})
     absent: Row = {**dict.fromkeys(asked), "outcome": BOTH_EMPTY}  # in neither file of a case
 

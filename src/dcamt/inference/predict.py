@@ -1,6 +1,8 @@
 """Segment scans of any size and geometry with a trained run."""
 
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +14,27 @@ from numpy.typing import NDArray
 from dcamt.config import Config
 from dcamt.data.formats import ending_of
 from dcamt.data.formats.dicom_seg import write_segmentation
-from dcamt.data.space import Placement, restore, to_network
-from dcamt.data.volume import check_can_hold, check_channels, read_image, write_volume
+from dcamt.data.space import (
+    Placement,
+    place,
+    resampled_shape,
+    restore,
+    spacing_along,
+    to_network,
+)
+from dcamt.data.volume import Volume, check_can_hold, check_channels, read_image, write_volume
+from dcamt.inference.peak import peak_memory
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.memory import KEPT_UP_TO, check_fits, kept_memory
 from dcamt.ops.components import keep_largest
 
 DICOM_SEG = "dicom-seg"
+LOWER = (
+    "crop the scan, lower predict.batch in the run's config.yaml, or train with a coarser "
+    "data.spacing or a smaller network.width"
+)
+"""What to do where a scan does not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +76,20 @@ def predict_case(
     image = read_image(images, series)
     check_channels(image, plan.channels, images[0])
     check_can_hold(output, image)
+    check_memory(image, images[0], predictor, config, extras)
     array, placement = to_network(image, plan)
     write = partial(write_volume, affine=image.affine, forms=image.forms)
     del image  # a large scan and its probabilities are each most of the memory
-    branches = branch_probabilities(
-        predictor,
-        torch.from_numpy(array),
-        plan.patch,
-        len(plan.classes),
-        config.predict,
-        mean=not extras.uncertainty,
-    )
+    kept = math.prod(plan.patch) * config.predict.batch <= KEPT_UP_TO
+    with kept_memory() if kept else nullcontext():
+        branches = branch_probabilities(
+            predictor,
+            torch.from_numpy(array),
+            plan.patch,
+            len(plan.classes),
+            config.predict,
+            mean=not extras.uncertainty,
+        )
     del array
     probabilities = branches[0] if len(branches) == 1 else branches.mean(0)
     restored = restored_probabilities(probabilities, placement)
@@ -97,6 +116,32 @@ def predict_case(
         write_segmentation(path, segmentation, plan.classes, plan.codes, images[0], series)
     # The segmentation comes last: where it exists, the case is done.
     write(output, segmentation)
+
+
+def check_memory(
+    image: Volume, path: Path, predictor: Predictor, config: Config, extras: Extras
+) -> None:
+    """InputError if the memory that is free cannot hold what comes after ``image`` was read."""
+    plan = config.plan
+    assert plan is not None
+    _, placement = place(image, plan.orientation, plan.crop)
+    prepared = resampled_shape(placement.cropped, spacing_along(image, placement), plan)
+    peak = peak_memory(
+        placement,
+        prepared,
+        config,
+        predictor,
+        probabilities=extras.probabilities,
+        uncertainty=extras.uncertainty,
+        largest_component=extras.largest_component,
+    )
+    size = " x ".join(map(str, image.shape))
+    grid = " x ".join(map(str, prepared))
+    check_fits(
+        peak - image.array.nbytes,
+        f"{path}: segmenting {size} voxels ({grid} for the network)",
+        LOWER,
+    )
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:

@@ -25,11 +25,14 @@ class Predictor:
     """What sliding windows need of a method.
 
     ``branches`` maps windows ``(B, C, X, Y, Z)`` float32 on ``device`` to the probabilities of
-    every branch, ``(N, B, K, X, Y, Z)`` float32 on ``device``.
+    every branch, ``(N, B, K, X, Y, Z)`` float32 on ``device``. ``networks`` is N, and ``streams``
+    the number of windows that are computed at a time, 0 for a whole batch.
     """
 
     branches: Callable[[Tensor], Tensor]
     device: torch.device
+    networks: int = 1
+    streams: int = 0
 
 
 def make_predictor(
@@ -45,7 +48,7 @@ def make_predictor(
     fast = deepcopy(method).eval().to(device)
     fold_batch_norm(fast)
     channels_last(fast)
-    return Predictor(fast.branches, device)
+    return Predictor(fast.branches, device, method.networks)
 
 
 class _Branches(nn.Module):
@@ -93,7 +96,7 @@ def _openvino_predictor(method: Method, plan: Plan, device: torch.device) -> Pre
         queue.wait_all()
         return torch.cat([found[index] for index in range(len(windows))], dim=1)
 
-    return Predictor(branches, device)
+    return Predictor(branches, device, method.networks, streams)
 
 
 def _import_openvino() -> Any:

@@ -54,19 +54,26 @@ def branch_probabilities(
 
 def _check_size(image: Tensor, patch: Patch, classes: int, config: PredictConfig) -> None:
     """InputError where the padded volume or the list of windows would not fit into memory."""
-    padded = [max(n, size) for n, size in zip(image.shape[1:], patch, strict=True)]
+    shape = (image.shape[1], image.shape[2], image.shape[3])
+    padded = [max(n, size) for n, size in zip(shape, patch, strict=True)]
     sides = " x ".join(map(str, patch))
     needed = 4.0 * math.prod(padded) * (len(image) + classes)
-    check_fits(needed, f"a scan padded to the patch of {sides} voxels")
-    shares = window_overlap(patch, config)
-    count = math.prod(
-        1 + (n - size) / max(1, int(size * (1 - share)))
-        for n, size, share in zip(padded, patch, shares, strict=True)
-    )
+    what = f"a scan padded to the patch of {sides} voxels"
+    check_fits(needed, what, "crop the scan, or train with a smaller data.patch")
+    count = count_windows(shape, patch, config)
     if count > _MOST_WINDOWS:
         raise InputError(
-            f"{count:.0f} windows would take for ever; lower the overlap or enlarge the stride"
+            f"{count} windows would take for ever; lower the overlap or enlarge the stride"
         )
+
+
+def count_windows(shape: Patch, patch: Patch, config: PredictConfig) -> int:
+    """Windows that cover a volume of ``shape`` voxels."""
+    shares = window_overlap(patch, config)
+    return math.prod(
+        1 + math.ceil(max(0, n - size) / max(1, int(size * (1 - share))))
+        for n, size, share in zip(shape, patch, shares, strict=True)
+    )
 
 
 def window_overlap(patch: Patch, config: PredictConfig) -> tuple[float, float, float]:

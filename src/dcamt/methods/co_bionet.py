@@ -38,6 +38,8 @@ from dcamt.networks.vnet import VNet
 class CoBioNet(Method):
     """Two V-Nets of equal rank, and what tells which voxels of each to trust."""
 
+    networks = 2
+
     class Config(Section):
         """``threshold``: the critic's probability of a label above which a voxel teaches."""
 

@@ -47,6 +47,8 @@ _COMPONENTS = {
 class DCAMT(Method):
     """Teacher and student; ``predict`` averages their probabilities."""
 
+    networks = 2
+
     class Config(Section):
         """Options; the paper's symbols in brackets.
 

@@ -27,6 +27,8 @@ from dcamt.networks.vnet import VNet
 class GA(Method):
     """Two V-Nets of equal rank."""
 
+    networks = 2
+
     class Config(Section):
         """``hardest`` and ``hardest_pseudo``: k for labels and for the other network's guesses."""
 

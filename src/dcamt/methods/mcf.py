@@ -33,6 +33,8 @@ from dcamt.networks.vnet import VNet
 class MCF(Method):
     """A V-Net and a ResNet that correct each other."""
 
+    networks = 2
+
     class Config(Section):
         """``temperature``: T of the sharpening."""
 

@@ -70,6 +70,8 @@ class Method(nn.Module):
     """Base of every method; being a module, device, state and resume come free."""
 
     Config: ClassVar[type[Section]] = Section
+    networks: ClassVar[int] = 1
+    """How many ``predict`` averages."""
 
     def __init__(self, config: Any, network: Callable[[], VNet]):
         super().__init__()

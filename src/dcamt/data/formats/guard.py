@@ -18,7 +18,7 @@ import numpy as np
 
 from dcamt.data.grid import is_usable
 from dcamt.errors import InputError
-from dcamt.memory import most_memory
+from dcamt.memory import check_fits, is_out_of_memory, lack_of_memory
 
 DEFLATE_LIMIT = 1032
 """Bytes that one byte of a deflate stream (gzip, zlib, HDF5) can expand to, at most."""
@@ -45,9 +45,12 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
-    except MemoryError as error:
-        raise InputError(f"{path}: does not fit into memory; crop or resample it") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            lack = lack_of_memory(error)
+            raise InputError(
+                f"{path}: does not fit into memory; {lack}; crop or resample it"
+            ) from None
         system = error.strerror if isinstance(error, OSError) and error.errno else None
         reason = system or f"it is damaged or not {kind}"
         raise InputError(
@@ -87,8 +90,8 @@ def contents(path: Path) -> bytes:
 def check_claim(path: Path, voxels: int, itemsize: int, stored: int, ratio: int = 1) -> None:
     """InputError if ``stored`` bytes, each expanding to ``ratio`` at most, cannot hold the voxels.
 
-    More than fits into the machine's memory is refused as well, for a small compressed file may
-    truly hold it.
+    More than fits into the memory that is free is refused as well, for a small compressed file
+    may truly hold it.
     """
     if voxels * itemsize > stored * ratio:
         raise InputError(
@@ -187,9 +190,4 @@ def check_axes(path: Path, affine: Array) -> None:
 
 
 def _check_memory(path: Path, needed: int) -> None:
-    memory = most_memory()
-    if needed > memory:
-        raise InputError(
-            f"{path}: needs {needed} bytes of memory, but there are {memory:.0f} here; crop or "
-            "resample it"
-        )
+    check_fits(needed, f"{path}: reading it", "crop or resample it")

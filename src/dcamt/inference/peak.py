@@ -1,0 +1,67 @@
+"""What ``predict`` takes of memory for one scan, told before it is taken.
+
+Counts are of float32 values, 4 bytes each. Arrays of the whole scan are counted one by one, as
+dcamt.inference.predict holds them; what a network takes for its windows is counted by its widest
+feature maps.
+"""
+
+import math
+
+from dcamt.config import Config
+from dcamt.data.space import Placement, Shape
+from dcamt.inference.predictor import Predictor
+from dcamt.inference.sliding_window import count_windows
+
+FEATURE_MAPS = 5
+"""Maps of full resolution and full width that a network holds at once for a window, measured: 3.6
+for one V-Net, 5.5 for the two of DCA-MT that exchange features, and what the kernels take beside.
+"""
+LIBRARIES = 100e6
+"""Bytes that libraries take at their first convolution: code, weights in another layout."""
+
+
+def peak_memory(
+    placement: Placement,
+    prepared: Shape,
+    config: Config,
+    predictor: Predictor,
+    *,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    largest_component: bool = False,
+) -> float:
+    """Bytes that a scan takes at most at one time while it is segmented, its own values included.
+
+    ``placement`` gives the voxels of the scan and of its content, ``prepared`` those that the
+    network sees. The flags are those of ``predict``. Of windows on a GPU only what comes back
+    counts.
+    """
+    plan = config.plan
+    assert plan is not None
+    channels, classes = len(plan.channels), len(plan.classes)
+    scan, content, grid = (math.prod(s) for s in (placement.shape, placement.cropped, prepared))
+    size = [max(n, side) for n, side in zip(prepared, plan.patch, strict=True)]
+    padded = math.prod(size)
+    kept = predictor.networks if uncertainty else 1  # whose probabilities are stitched apart
+    shown = classes * scan if probabilities else 0
+
+    # Beside the scan: its content as a copy, then resampled, then normalised, channel by channel.
+    prepare = channels * scan + max(
+        channels * (content + grid),
+        2 * channels * grid + 3 * grid,
+    )
+    batch = min(config.predict.batch, count_windows(prepared, plan.patch, config.predict))
+    windows = 2 * batch * math.prod(plan.patch) * (channels + predictor.networks * classes)
+    if predictor.device.type == "cpu":
+        at_once = min(batch, predictor.streams or batch)
+        windows += at_once * math.prod(plan.patch) * FEATURE_MAPS * config.network.width
+    stitched = kept * classes * padded
+    stitch = channels * (grid + (padded if padded > grid else 0)) + stitched + padded + windows
+    averaged = classes * grid if kept > 1 else 0
+    restore = stitched + averaged + classes * scan + content
+    held = (stitched + averaged + 2 * grid if uncertainty else 0) + shown + scan / 4
+    maps = averaged + 2 * stitched + grid if uncertainty else 0
+    pieces = 4 * scan if largest_component else 0
+    write = 2 * scan if probabilities or uncertainty else scan / 2
+    finish = held + max(maps, pieces, write)
+    return 4 * max(prepare, stitch, restore, finish) + LIBRARIES
