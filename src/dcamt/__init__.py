@@ -9,9 +9,6 @@
 The same as the commands of ``dcamt --help``; see docs/python.md.
 """
 
-from importlib import import_module
-from typing import Any
-
 __version__ = "0.1.0"
 
 __all__ = [
@@ -31,8 +28,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Imported on first use: PyTorch takes seconds to load, `dcamt --help` should not.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def __getattr__(name: str) -> "Any":
+    # Imported on first use: PyTorch takes seconds to load, `dcamt --help` should not. And nothing
+    # at all is imported before, so that dcamt.start comes first (see there).
+    from importlib import import_module  # noqa: PLC0415
+
     if name == "InputError":
         return import_module("dcamt.errors").InputError
     if name in __all__:

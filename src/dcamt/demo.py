@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dcamt import api
+from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.phantom import write_phantoms
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
@@ -35,6 +36,7 @@ def run_demo(out: Path) -> dict[str, Any]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; remove it or choose another --out")
+    refuse_within_dataset(out)
     console = Console()
     dataset, new = out / "dataset", out / "new_scans"
     drawn = LABELED + UNLABELED + VALIDATION

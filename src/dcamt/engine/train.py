@@ -24,6 +24,7 @@ from dcamt.errors import InputError
 from dcamt.memory import kept_memory
 from dcamt.methods.method import Method, Progress
 from dcamt.networks.vnet import channels_last
+from dcamt.processes import die_with_parent
 
 _KEPT_UP_TO = 2_000_000
 """Voxels of a batch for which freed memory is kept: beyond it the blocks fit into one another so
@@ -136,7 +137,7 @@ def train(
         sampler=mine,
         num_workers=settings.workers,
         pin_memory=fabric.device.type == "cuda",
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_begin_worker,
     )
     writes = fabric.is_global_zero
     log = TrainingLog(run, settings.iterations, steps.start, quiet=quiet, writes=writes)
@@ -184,8 +185,9 @@ def is_stopped(received: Sequence[int], fabric: Fabric, step: int) -> int:
     return int(numbers.max())
 
 
-def _leave_signals_to_parent(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """Ctrl-C and batch systems signal the workers too, which must live until the last save."""
+    die_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

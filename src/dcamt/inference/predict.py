@@ -78,22 +78,31 @@ def predict_case(
         del restored
     if extras.largest_component:
         segmentation = keep_largest(segmentation)
-    ending = ending_of(output.name) or ""
-    stem = output.name.removesuffix(ending)
+    files = extra_files(output, extras, plan.classes)
     if extras.probabilities:
-        for k, name in enumerate(plan.classes):
-            path = output.parent / "probabilities" / f"{map_name(stem, name)}{ending}"
+        for k, path in enumerate(files["probabilities"]):
             write_volume(path, restored[k], affine)
     if extras.uncertainty:
-        maps = {"entropy": entropy(probabilities), "disagreement": disagreement(branches)}
-        for name, values in maps.items():
-            path = output.parent / "uncertainty" / f"{stem}_{name}{ending}"
+        maps = (entropy(probabilities), disagreement(branches))
+        for path, values in zip(files["uncertainty"], maps, strict=True):
             write_volume(path, restore(values[None], placement)[0], affine)
     if extras.dicom_seg:
-        path = output.parent / DICOM_SEG / f"{stem}.dcm"
+        (path,) = files[DICOM_SEG]
         write_segmentation(path, segmentation, plan.classes, images[0], series)
     # The segmentation comes last: where it exists, the case is done.
     write_volume(output, segmentation, affine)
+
+
+def extra_files(output: Path, extras: Extras, classes: Sequence[str]) -> dict[str, list[Path]]:
+    """What ``extras`` adds to a segmentation, by the name of the folder beside it."""
+    ending = ending_of(output.name) or ""
+    case = output.name[: len(output.name) - len(ending)]
+    names = {
+        "probabilities": [f"{_map_name(case, structure)}{ending}" for structure in classes],
+        "uncertainty": [f"{case}_entropy{ending}", f"{case}_disagreement{ending}"],
+        DICOM_SEG: [f"{case}.dcm"],
+    }
+    return {f: [output.parent / f / name for name in names[f]] for f in extras.folders()}
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
@@ -129,6 +138,6 @@ def most_probable(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     return classes
 
 
-def map_name(case: str, structure: str) -> str:
+def _map_name(case: str, structure: str) -> str:
     """Name of a probability map, without its ending."""
     return f"{case}_{''.join(c if c.isalnum() or c in '-_' else '_' for c in structure)}"

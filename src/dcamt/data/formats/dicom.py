@@ -23,6 +23,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from dcamt.data.formats.guard import Array, Bounded, check_axes, check_claim, file_size, reading
 from dcamt.data.formats.stored import Stored
 from dcamt.errors import InputError
+from dcamt.processes import child_environment
 
 KIND = "DICOM"
 ENDINGS = (".dcm", ".ima", ".dicom")
@@ -294,7 +295,8 @@ def _decoded(folder: Path, slices: Sequence[Slice]) -> Array:
     rows, columns = slices[0].rows, slices[0].columns
     program = Path(__file__).with_name("dicom_decode.py")
     done = subprocess.run(
-        [sys.executable, "-P", program, str(rows), str(columns)],
+        [sys.executable, program, str(rows), str(columns)],
+        env=child_environment(),
         input=b"\0".join(str(one.path.resolve()).encode() for one in slices),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # it may quote the header
