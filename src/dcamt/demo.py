@@ -34,9 +34,9 @@ def run_demo(out: Path) -> dict[str, Any]:
     another seed and take no part in training. Returns, and writes to ``out``/summary.json, the
     mean metrics of each method. Raises InputError if ``out`` holds anything.
     """
+    refuse_within_dataset(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; remove it or choose another --out")
-    refuse_within_dataset(out)
     console = Console()
     dataset, new = out / "dataset", out / "new_scans"
     drawn = LABELED + UNLABELED + VALIDATION

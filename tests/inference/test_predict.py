@@ -14,9 +14,11 @@ from dcamt.data.dataset import find_scans
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
 from dcamt.experiment import load_run
+from dcamt.files import LOCK
 from dcamt.inference.predict import disagreement, entropy
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.segmenting import RECORD
 
 CPU = torch.device("cpu")
 
@@ -142,7 +144,7 @@ def test_maps_are_what_they_say(tiny_run, tmp_path, method):
 def test_without_asking_only_the_segmentation_is_written(tiny_run, tmp_path):
     scan(tmp_path / "in" / "a.nii.gz", np.eye(4))
     api.predict(tiny_run, tmp_path / "in", tmp_path / "out", quiet=True)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.nii.gz"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.nii.gz", RECORD, LOCK}
 
 
 def test_largest_component_reaches_the_file(tiny_run, tmp_path, monkeypatch):

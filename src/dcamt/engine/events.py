@@ -10,7 +10,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class Events:
-    """A new event file in ``folder``; what earlier ones hold from step ``start`` on is void."""
+    """A new event file in ``folder``; what earlier ones hold after step ``start`` is void."""
 
     def __init__(self, folder: Path, start: int):
         folder.mkdir(parents=True, exist_ok=True)
@@ -19,7 +19,7 @@ class Events:
         self._file = RecordWriter((folder / name).open("xb"))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         restart = SessionLog(status=SessionLog.START)
-        self._write(Event(wall_time=time.time(), step=start, session_log=restart))
+        self._write(Event(wall_time=time.time(), step=start + 1, session_log=restart))
 
     def add(self, tag: str, value: float, step: int) -> None:
         """Note a number under a name."""
