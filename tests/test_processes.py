@@ -24,7 +24,7 @@ MODULES = (
     *("sitecustomize", "socket", "struct", "subprocess", "tempfile", "threading", "typing"),
     *("usercustomize", "weakref", "zlib", "h5py", "lightning_fabric", "monai", "nibabel", "numpy"),
     *("pydantic", "rich", "safetensors", "scipy", "SimpleITK", "tensorboard", "torch", "typer"),
-    *("yaml", "cli", "dcamt_extra", "tqdm", "filelock"),
+    *("yaml", "tqdm", "filelock"),
 )
 """Names that one or another process looks for."""
 
@@ -41,8 +41,8 @@ def planted(phantoms, tmp_path):
 
 
 def run_in(folder, *arguments):
-    """The command line with ``folder`` as the current one."""
-    command = [sys.executable, "-m", "dcamt", *map(str, arguments)]
+    """The command with ``folder`` as the current one."""
+    command = [Path(sys.executable).with_name("dcamt"), *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -55,10 +55,19 @@ def test_the_command_line_imports_nothing_from_the_current_folder(planted):
     data, marks = planted
     done = run_in(data, "inspect", ".")
     assert done.returncode == 0, done.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "dcamt.cli", "--version"], cwd=data, check=True, capture_output=True
-    )
-    assert done.stdout.strip()
+    assert not list(marks.iterdir())
+
+
+@pytest.mark.parametrize("name", ["dcamt", "dcamt.cli"])
+def test_started_as_a_module_it_drops_the_current_folder_first(planted, name):
+    """Python itself takes a few modules from there before: those that find a module by name."""
+    data, marks = planted
+    for path in data.glob("*.py"):
+        if path.stem not in ("enum", "json", "numpy", "random", "struct", "torch", "typer", "typing"):
+            path.unlink()
+    command = [sys.executable, "-m", name, "inspect", "."]
+    done = subprocess.run(command, cwd=data, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert not list(marks.iterdir())
 
 
