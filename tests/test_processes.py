@@ -63,7 +63,16 @@ def test_started_as_a_module_it_drops_the_current_folder_first(planted, name):
     """Python itself takes a few modules from there before: those that find a module by name."""
     data, marks = planted
     for path in data.glob("*.py"):
-        if path.stem not in ("enum", "json", "numpy", "random", "struct", "torch", "typer", "typing"):
+        if path.stem not in (
+            "enum",
+            "json",
+            "numpy",
+            "random",
+            "struct",
+            "torch",
+            "typer",
+            "typing",
+        ):
             path.unlink()
     command = [sys.executable, "-m", name, "inspect", "."]
     done = subprocess.run(command, cwd=data, capture_output=True, text=True, check=False)
@@ -219,6 +228,7 @@ def test_nobody_trains_on_when_the_training_is_killed(phantoms, tiny, tmp_path, 
     process.kill()
     process.wait()
     assert all(ends_soon(pid) for pid in others)
+    time.sleep(0.5)  # until the system has freed what they held
     with alone(run):
         size = (run / "log.csv").stat().st_size
         time.sleep(2)

@@ -50,6 +50,7 @@ def save(
 def halves(name: str, method: Method, largest: int) -> dict[str, bytes]:
     """Weights alone, in half precision, as files of at most ``largest`` bytes: their contents.
 
+    The same weights always give the same bytes.
     Vectors (biases, batch norms) keep their precision. Several files are named after ``name``:
     last-1-of-3.safetensors. Raises InputError if one tensor alone is larger.
     """
@@ -66,7 +67,8 @@ def halves(name: str, method: Method, largest: int) -> dict[str, bytes]:
         parts[-1][key] = half
         room -= half.nbytes
     names = [name] if len(parts) == 1 else _part_names(name, len(parts))
-    return {name: _content(tensors, {}) for name, tensors in zip(names, parts, strict=True)}
+    contents = (_in_order(_content(tensors, {})) for tensors in parts)
+    return dict(zip(names, contents, strict=True))
 
 
 def _part_names(name: str, count: int) -> list[str]:
@@ -76,6 +78,15 @@ def _part_names(name: str, count: int) -> list[str]:
 
 def _content(tensors: dict[str, Tensor], state: dict[str, Any]) -> bytes:
     return serialize(tensors, {"kind": _KIND, "state": json.dumps(state)})
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with sorted metadata, which the library writes in another order each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(end - 8) + content[end:]
 
 
 def load(
