@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+TOOLS := .venv/tools-installed
 # Small tensors on few cores: one thread per test process is the fastest.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
@@ -18,26 +19,26 @@ demo: $(INSTALLED) ## train, predict and report on drawn volumes, in minutes
 test: lint types ## lint, type check and the quick tests
 	$(PYTEST) -m "not slow"
 
-test-slow: $(INSTALLED) ## the tests that take minutes
+test-slow: $(TOOLS) ## the tests that take minutes
 	$(PYTEST) -m slow
 
-fuzz: $(INSTALLED) ## 10,000 damaged files for every reader
+fuzz: $(TOOLS) ## 10,000 damaged files for every reader
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --inputs 10000
 
-bench: $(INSTALLED) ## speed and memory against the plain loop, as ratios
+bench: $(TOOLS) ## speed and memory against the plain loop, as ratios
 	$(BIN)/python benchmarks/bench_training.py
 	$(BIN)/python benchmarks/bench_inference.py
 	$(BIN)/python benchmarks/bench_memory.py
 
-lint: $(INSTALLED) ## check style and format, change nothing
+lint: $(TOOLS) ## check style and format, change nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: $(INSTALLED) ## fix style and format
+format: $(TOOLS) ## fix style and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-types: $(INSTALLED) ## type check
+types: $(TOOLS) ## type check
 	$(BIN)/mypy
 
 clean: ## remove .venv, caches and build output
@@ -50,4 +51,8 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TOOLS): $(INSTALLED) requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@

@@ -333,11 +333,14 @@ def test_a_disk_that_refuses_the_checkpoint_keeps_the_old_one(
 def test_a_disk_that_refuses_the_segmentation_leaves_no_half_of_it(
     cli, tiny_run, phantoms, tmp_path, no_space
 ):
-    scan = phantoms / "imagesTr" / "phantom_000.nii.gz"
+    scans, out = phantoms / "imagesTr", tmp_path / "out"
+    args = ("--out", out, "--quiet")
+    assert cli("predict", tiny_run, scans / "phantom_001.nii.gz", *args)[0] == 0
+    before = fingerprint(out)
     no_space(100)
-    result = cli("predict", tiny_run, scan, "--out", tmp_path / "out", "--quiet")
+    result = cli("predict", tiny_run, scans / "phantom_000.nii.gz", *args)
     assert_refused(result, "phantom_000", "cannot be written")
-    assert not list((tmp_path / "out").iterdir())
+    assert fingerprint(out) == before
 
 
 def test_a_full_disk_ends_the_training_with_a_sentence(cli, phantoms, small_disk, tiny):
@@ -453,7 +456,7 @@ def test_from_training_to_report(cli, phantoms, tmp_path, tiny):
 
     code, _, err = cli("predict", run, phantoms, "--out", tmp_path / "out", "--weights", "best")
     assert code == 0, err
-    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 6
     code, out, err = cli("evaluate", tmp_path / "out", phantoms, "--out", tmp_path / "all.json")
     assert code == 0, err
     assert "Dice" in out

@@ -155,7 +155,7 @@ def test_other_settings_are_refused(killed, data, settings, changes, words):
 def test_another_data_set_or_split_is_refused(killed, data, settings, phantoms, tmp_path):
     out, _, _ = killed
     config = load_config(None, settings)
-    with pytest.raises(InputError, match="dataset"):
+    with pytest.raises(InputError, match=r"data set .* put it or a link to it back there"):
         compare(phantoms, out, Design(parse_rows("vnet"), [2], 1), config, quiet=True)
     splits = json.loads((data / "splits.json").read_text())
     splits["labeled"], splits["unlabeled"] = splits["unlabeled"], splits["labeled"]
@@ -163,6 +163,19 @@ def test_another_data_set_or_split_is_refused(killed, data, settings, phantoms, 
     other = Design(parse_rows("vnet"), [2], 1, tmp_path / "other.json")
     with pytest.raises(InputError, match="other cases"):
         compare(data, out, other, config, quiet=True)
+
+
+def test_a_link_may_lead_to_a_data_set_that_was_moved(killed, data, settings, tmp_path):
+    out, old = tmp_path / "out", tmp_path / "old"
+    shutil.copytree(killed[0], out, symlinks=True)
+    for path in (out / "runs").glob("*/config.yaml"):
+        path.write_text(path.read_text().replace(str(data), str(old)))
+    config, before = load_config(None, settings), times(out / "runs")
+    with pytest.raises(InputError, match="put it or a link to it back there"):
+        compare(data, out, design(data), config, quiet=True)
+    old.symlink_to(data)
+    compare(data, out, design(data), config, quiet=True)
+    assert times(out / "runs") == before
 
 
 def test_two_at_once_are_refused(killed, data, settings):

@@ -18,6 +18,7 @@ import dcamt
 from dcamt import api, experiment
 from dcamt.config import load_config
 from dcamt.data.prepare import Prepared
+from dcamt.engine.launch import launch_processes
 from dcamt.engine.train import Interrupted
 from dcamt.errors import InputError
 from dcamt.experiment import build_method, load_run, mean_dice
@@ -199,7 +200,7 @@ def test_what_ends_a_process_ends_the_command(last_line, received, kind, words, 
         raise ProcessExitedException("gone", 0, 1, 1)
 
     with pytest.raises(kind, match=words):
-        experiment._launch_processes(SimpleNamespace(launch=launch), None, Path("out"))
+        launch_processes(SimpleNamespace(launch=launch), None, Path("out"))
 
 
 def test_a_second_signal_ends_the_processes(monkeypatch):
@@ -213,7 +214,7 @@ def test_a_second_signal_ends_the_processes(monkeypatch):
         raise AssertionError("it went on")
 
     with pytest.raises(Interrupted, match="SIGINT"):
-        experiment._launch_processes(SimpleNamespace(launch=launch), None, Path("out"))
+        launch_processes(SimpleNamespace(launch=launch), None, Path("out"))
     assert killed == [True]
 
 

@@ -72,6 +72,49 @@ def test_what_exists_is_not_overwritten(exported, tiny_run):
         assert not (out / "new").exists()
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_full_disk_at_the_second_part(exported, tiny_run, small_disk, fill):
+    out = small_disk / "out"
+    filler = fill(small_disk, 350_000)
+    with pytest.raises(InputError, match="No space left"):
+        api.export(tiny_run, out, megabytes=0.25)
+    assert 0 < len(contents(out)) < len(contents(exported[0]))
+    filler.unlink()
+    api.export(tiny_run, out, megabytes=0.25)
+    assert contents(out) == contents(exported[0])
+
+
+def test_what_a_killed_export_left_is_completed(exported, tiny_run, tmp_path):
+    whole = contents(exported[0])
+    order = [*sorted(name for name in whole if name.endswith(".safetensors")),
+             "card.md", "versions.json", "config.yaml"]  # fmt: skip
+    for done in range(len(order)):
+        out = tmp_path / str(done)
+        half = out / f".tmp-{'0' * 8}-{'1' * 32}"
+        half.mkdir(parents=True)
+        (half / order[done]).write_bytes(b"half")
+        for name in order[:done]:
+            (out / name).write_bytes(whole[name])
+        assert api.export(tiny_run, out, megabytes=0.25) == [out / p.name for p in exported[1]]
+        assert contents(out) == whole
+
+
+def test_no_part_of_anything_else_is_completed(exported, tiny_run, tmp_path):
+    out, first = tmp_path / "out", exported[1][0]
+    out.mkdir()
+    for name, content in (("thesis.txt", b"mine"), (first.name, b"mine"), ("card.md", b"mine")):
+        (out / first.name).write_bytes(first.read_bytes())
+        (out / name).write_bytes(content)
+        before = contents(out)
+        with pytest.raises(InputError, match="exists already"):
+            api.export(tiny_run, out, megabytes=0.25)
+        assert contents(out) == before
+        (out / name).unlink()
+
+
 def test_the_card_says_which_weights_they_are(exported, tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from dcamt.data.volume import read_label, write_volume
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.experiment import build_method
-from dcamt.files import remove_abandoned, write_text
+from dcamt.files import LOCK, atomic, remove_abandoned, write_text
+from dcamt.segmenting import RECORD
 
 PLAN = Plan(
     channels=("MR",), classes=("background", "one"), ignore=None, orientation="RAS",
@@ -141,34 +141,46 @@ def test_a_cache_is_whole_whenever_its_writer_is_killed(cases, own_cache, expect
 
 
 def test_two_runs_fill_one_cache_at_the_same_time(cases, own_cache, expected):
-    (own_cache / ".tmp-elsewhere-1-other.npy").write_bytes(b"of another machine that is at work")
+    elsewhere = own_cache / f".tmp-{'0' * 8}-{'1' * 32}"  # of another machine that is at work
+    elsewhere.mkdir()
     both = [start(prepare_into, own_cache, cases, False) for _ in range(2)]
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
-    (own_cache / ".tmp-elsewhere-1-other.npy").unlink()
+    elsewhere.rmdir()
     assert {path.name: path.read_bytes() for path in own_cache.iterdir()} == expected
 
 
 def test_only_what_nobody_writes_any_more_is_removed(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    machine = os.uname().nodename.replace("-", "_")
-    names = {
-        "mine": f".tmp-{machine}-{os.getpid()}-a.npy",
-        "dead": f".tmp-{machine}-{ended.pid}-a.npy",
-        "elsewhere": ".tmp-another-1-a.npy",
-        "elsewhere, long ago": ".tmp-another-2-a.npy",
-        "no number": ".tmp-x",
-    }
-    for name in names.values():
-        (tmp_path / name).touch()
+    held, free = tmp_path / "held", tmp_path / "free"
+    process = start(hold_a_file_in_the_making, held)
+    while not list(held.glob(".tmp-*")):
+        assert process.is_alive()
+        time.sleep(0.01)
+    (mine,) = held.iterdir()
+    remove_abandoned(held)
+    assert list(held.iterdir()) == [mine]
+    process.kill()
+    process.join()
+    remove_abandoned(held)
+    assert not list(held.iterdir())
+
+    other, old = f".tmp-{'0' * 8}-{'1' * 32}", f".tmp-{'0' * 8}-{'2' * 32}"
+    for name in (other, old, ".tmp-x"):
+        (free / name).mkdir(parents=True)
+    (free / f".tmp-{'0' * 8}-{'3' * 32}").symlink_to(tmp_path)
     long_ago = time.time() - 2 * 24 * 3600
-    os.utime(tmp_path / names["elsewhere, long ago"], (long_ago, long_ago))
-    remove_abandoned(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        names["mine"], names["elsewhere"], names["no number"]
-    }  # fmt: skip
+    os.utime(free / old, (long_ago, long_ago))
+    remove_abandoned(free)
+    left = {path.name for path in free.iterdir()}
+    assert left == {other, ".tmp-x", f".tmp-{'0' * 8}-{'3' * 32}"}
+    assert held.exists()
+
+
+def hold_a_file_in_the_making(folder):
+    with atomic(folder / "a.npy") as temporary:
+        temporary.write_bytes(b"half")
+        time.sleep(600)
 
 
 def test_a_full_disk_under_the_cache(cli, phantoms, tmp_path, tiny, small_disk, fill, monkeypatch):
@@ -197,7 +209,7 @@ def test_predictions_are_whole_whenever_their_writer_is_killed(tiny_run, phantom
     out, whole = tmp_path / "out", tmp_path / "whole"
     out.mkdir()
     api.predict(tiny_run, phantoms, whole, quiet=True)
-    expected = {path.name: read_label(path).array for path in whole.iterdir()}
+    expected = {path.name: read_label(path).array for path in whole.glob("*.nii.gz")}
     for done in range(3):
         process = start(predict_into, tiny_run, phantoms, out)
         while len(list(out.glob("phantom*"))) <= done:
@@ -208,26 +220,25 @@ def test_predictions_are_whole_whenever_their_writer_is_killed(tiny_run, phantom
         assert done < len(kept) < len(expected)
         for path in kept:
             np.testing.assert_array_equal(read_label(path).array, expected[path.name])
-    (out / f".tmp-{os.uname().nodename.replace('-', '_')}-{process.pid}-x.nii.gz").touch()
     dates = {path: path.stat().st_mtime_ns for path in kept}
     api.predict(tiny_run, phantoms, out, resume=True, quiet=True)
-    assert {path.name for path in out.iterdir()} == set(expected)
+    assert {path.name for path in out.iterdir()} == {*expected, RECORD, LOCK}
     assert {path: path.stat().st_mtime_ns for path in kept} == dates  # not made twice
 
 
 def test_a_full_disk_under_the_predictions(cli, tiny_run, phantoms, tmp_path, small_disk, fill):
     out = small_disk / "out"
     out.mkdir()
-    filler = fill(small_disk, 3 * 4096)  # room for some of six
+    filler = fill(small_disk, 5 * 4096)  # room for some of six
     code, _, errors = cli("predict", tiny_run, phantoms, "--out", out, "--quiet")
     assert code == 2
     assert errors.count("\n") == 1
     assert "No space left" in errors
-    kept = {path: read_label(path).array.sum() for path in out.iterdir()}
+    kept = {path: read_label(path).array.sum() for path in out.glob("*.nii.gz")}
     assert 0 < len(kept) < 6
     filler.unlink()
     assert cli("predict", tiny_run, phantoms, "--out", out, "--resume", "--quiet")[0] == 0
-    assert len(list(out.iterdir())) == 6
+    assert len(list(out.glob("*.nii.gz"))) == 6
     assert {path: read_label(path).array.sum() for path in kept} == kept
 
 

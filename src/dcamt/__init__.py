@@ -9,11 +9,6 @@
 The same as the commands of ``dcamt --help``; see docs/python.md.
 """
 
-import getpass
-import os
-from importlib import import_module
-from typing import Any
-
 __version__ = "0.1.0"
 
 __all__ = [
@@ -32,17 +27,19 @@ __all__ = [
     "train",
 ]
 
-try:
-    getpass.getuser()
-except (KeyError, OSError, ImportError):
-    # In a container the user may be a bare number; libraries ask for a name when they are loaded.
-    os.environ["USER"] = "user"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
-def __getattr__(name: str) -> Any:
-    # Imported on first use: PyTorch takes seconds to load, `dcamt --help` should not.
+def __getattr__(name: str) -> "Any":
+    # Imported on first use: PyTorch takes seconds to load, `dcamt --help` should not. And nothing
+    # at all is imported before, so that dcamt.start comes first (see there).
+    from importlib import import_module  # noqa: PLC0415
+
     if name == "InputError":
         return import_module("dcamt.errors").InputError
     if name in __all__:
+        import_module("dcamt.nameless").name_the_nameless()
         return getattr(import_module("dcamt.api"), name)
     raise AttributeError(f"module 'dcamt' has no attribute {name!r}")

@@ -1,41 +1,29 @@
 """The commands as functions, for notebooks and scripts; ``dcamt.train`` and so on."""
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-from rich.console import Console
 
 from dcamt.comparison import Design, ablation_rows, parse_rows
 from dcamt.comparison import compare as _compare
 from dcamt.complexity import method_cost as cost
-from dcamt.config import Config, PredictConfig, load_recipe, validated
+from dcamt.config import Config, load_recipe
 from dcamt.data.benchmarks import prepare_benchmark
-from dcamt.data.dataset import Case
-from dcamt.data.folder import remarks_on
-from dcamt.data.formats.dicom_seg import check_sources
 from dcamt.data.inspect import Inspection
 from dcamt.data.inspect import inspect as _inspect
-from dcamt.data.scans import find_scans
-from dcamt.engine.train import make_fabric
-from dcamt.errors import InputError, Unwritable
-from dcamt.escape import printable
+from dcamt.data.outputs import refuse_within_dataset
+from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.evaluation.metrics import METRICS
-from dcamt.experiment import load_run, train_run
+from dcamt.experiment import train_run
 from dcamt.exporting import export_run
-from dcamt.files import refuse_links, remove_abandoned
-from dcamt.inference.predict import DICOM_SEG, LOWER, Extras, map_name, predict_case
-from dcamt.inference.predictor import Backend, make_predictor
-from dcamt.inference.sliding_window import window_overlap
-from dcamt.memory import told_of_memory
+from dcamt.files import read_json
+from dcamt.inference.predict import Extras
+from dcamt.inference.predictor import Backend
 from dcamt.reporting.card import model_card
 from dcamt.reporting.report import write_report
-from dcamt.reporting.terminal import plain_console
+from dcamt.segmenting import segment_scans
 
 __all__ = [
     "ablate",
@@ -53,8 +41,6 @@ __all__ = [
 
 PathLike = str | Path
 Count = int | Literal["all"]
-_DATA_FOLDERS = ("images", "imagesTr", "imagesUn", "labels", "labelsTr")
-OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 
 
 def train(
@@ -87,6 +73,7 @@ def train(
         "device": device,
     }
     resolved = _resolve(config, named, set, plan)
+    refuse_within_dataset(Path(out), Path(dataset))
     return train_run(
         Path(dataset), Path(out), resolved, _path(splits), labeled, resume=resume, quiet=quiet
     )
@@ -103,7 +90,7 @@ def predict(
     largest_component: bool = False,
     dicom_seg: bool = False,
     series: int | None = None,
-    format: str = "nii.gz",
+    format: str | None = None,
     overlap: float | None = None,
     stride: Sequence[int] | None = None,
     weighting: Literal["gaussian", "constant"] | str | None = None,
@@ -114,114 +101,30 @@ def predict(
 ) -> list[Path]:
     """Segment a scan, a folder of scans or a data set; returns the files ``out``/CASE.nii.gz.
 
-    Scans may have any of the formats in docs/data.md. Outputs are uint8 with the size, affine and
-    spacing of the scan, in the ``format`` nii.gz, nrrd, mha or h5. ``dicom_seg`` adds a DICOM
-    Segmentation to each scan that is a folder of DICOM slices; ``series`` (from 1) chooses where
-    such a folder holds several. ``overlap`` (fraction),
-    ``stride`` (voxels along each axis, in its place) and ``weighting`` of the windows are the run's
-    unless given. Raises InputError if an output exists already; with ``resume`` such cases are
-    skipped. A scan that cannot be read does not keep the others from being segmented: the
-    InputError comes at the end.
+    For one scan ``out`` may be the file to write, such as seg.nrrd. Scans may have any of the
+    formats in docs/data.md. Outputs are uint8 with the size, affine and spacing of the scan, in
+    the ``format`` nii.gz (unless given), nrrd, mha or h5. ``dicom_seg`` adds a DICOM Segmentation
+    to each scan that is a folder of DICOM slices; ``series`` (from 1) chooses where such a folder
+    holds several. ``overlap`` (fraction), ``stride`` (voxels along each axis, in its place) and
+    ``weighting`` of the windows are the run's unless given. A folder ``out`` keeps a record of
+    what made its segmentations, predict.json. Raises InputError if an output exists already, or
+    others of another origin; with ``resume`` finished cases are skipped. A scan that cannot be
+    read does not keep the others from being segmented: the InputError comes at the end.
     """
-    config, method = load_run(Path(run), weights)
-    plan = config.plan
-    assert plan is not None
-    given = {"overlap": overlap, "stride": stride, "weighting": weighting}
-    given = {key: value for key, value in given.items() if value is not None}
-    if "overlap" in given:
-        given.setdefault("stride", None)  # the run's stride would win otherwise
-    values = config.predict.model_dump() | given
-    settings = validated(PredictConfig, values, "predict")
-    window_overlap(plan.patch, settings)  # refuses a stride that skips voxels
-    config = config.model_copy(update={"predict": settings})
-    if format not in OUTPUT_FORMATS:
-        raise InputError(f"format {format!r} is unknown; choose {', '.join(OUTPUT_FORMATS)}")
-    extras = Extras(probabilities, uncertainty, largest_component, dicom_seg)
-    unread: list[Path] = []
-    scans = find_scans(Path(input), len(plan.channels), unread)
-    if series is not None and not any(scan.images[0].is_dir() for scan in scans):
-        raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
-    outputs = {scan.name: Path(out) / f"{scan.name}.{format}" for scan in scans}
-    _check_outputs(Path(input), Path(out), scans, extras, plan.classes)
-    existing = [path for path in outputs.values() if path.exists()]
-    if dicom_seg and not resume:
-        more = (Path(out) / DICOM_SEG / f"{name}.dcm" for name in outputs)
-        existing += [path for path in more if path.exists()]
-    if existing and not resume:
-        raise InputError(
-            f"{existing[0]}: exists already ({len(existing)} in all); choose another --out, or "
-            "skip finished cases with --resume"
-        )
-    fabric = make_fabric(device, "32-true")
-    predictor = make_predictor(method, plan, fabric.device, backend)
-    for folder in (Path(out), *(Path(out) / name for name in extras.folders())):
-        remove_abandoned(folder)
-    work = partial(predict_case, predictor, config, extras=extras, series=series)
-    todo = [scan for scan in scans if not outputs[scan.name].exists()]
-    console = plain_console(stderr=True, quiet=quiet)
-    for note in remarks_on(unread, skip=Path(out).resolve()):
-        console.print(printable(note))
-    _segment(todo, outputs, work, console)
-    return list(outputs.values())
-
-
-def _check_outputs(
-    input: Path,
-    out: Path,
-    scans: Sequence[Case],
-    extras: Extras,
-    classes: Sequence[str],
-) -> None:
-    """InputError if segmentations would lie among scans or labels, or maps under one name."""
-    images = {image.absolute().parent.resolve() for scan in scans for image in scan.images}
-    of_data_set = {folder.parent / name for folder in images for name in _DATA_FOLDERS}
-    of_data_set |= {input.resolve() / name for name in _DATA_FOLDERS}
-    place = out.resolve()
-    if place in images or any(place.is_relative_to(folder) for folder in of_data_set):
-        raise InputError(
-            f"{out}: is the folder of the scans or of their labels; choose another --out"
-        )
-    if extras.dicom_seg:
-        check_sources(scan.images[0] for scan in scans)
-    if extras.probabilities:
-        maps = [map_name(scan.name, structure) for scan in scans for structure in classes]
-        ((name, times),) = Counter(maps).most_common(1)
-        if times > 1:
-            raise InputError(
-                f"two probability maps would be named {name}; rename a case, or leave out "
-                "--probabilities"
-            )
-    refuse_links(out, extras.folders())
-
-
-def _segment(
-    scans: Sequence[Case],
-    outputs: dict[str, Path],
-    work: Callable[[Sequence[Path], Path], None],
-    console: Console,
-) -> None:
-    """Segment every scan that can be read; then InputError if some could not."""
-    begin = time.monotonic()
-    failed: dict[str, str] = {}
-    for done, scan in enumerate(scans, 1):
-        try:
-            with told_of_memory(f"{scan.images[0]}: cannot be segmented", LOWER):
-                work(scan.images, outputs[scan.name])
-        except Unwritable:
-            raise
-        except InputError as error:  # the others may be sound
-            failed[scan.name] = str(error)
-            console.print(f"{done}/{len(scans)}  {error}")
-            continue
-        seconds = (time.monotonic() - begin) / done
-        console.print(
-            f"{done}/{len(scans)}  {scan.name}  {seconds:.1f} s a case  "
-            f"{seconds * (len(scans) - done) / 60:.1f} min left"
-        )
-    if failed:
-        first, *others = failed
-        more = f" (nor have the scans {', '.join(others)} a segmentation)" if others else ""
-        raise InputError(failed[first] + more)
+    return segment_scans(
+        Path(run),
+        Path(input),
+        Path(out),
+        Extras(probabilities, uncertainty, largest_component, dicom_seg),
+        {"overlap": overlap, "stride": stride, "weighting": weighting},
+        weights=weights,
+        series=series,
+        format=format,
+        device=device,
+        backend=backend,
+        resume=resume,
+        quiet=quiet,
+    )
 
 
 def prepare(preset: str, source: PathLike, out: PathLike, *, quiet: bool = False) -> Path:
@@ -230,6 +133,7 @@ def prepare(preset: str, source: PathLike, out: PathLike, *, quiet: bool = False
     ``source`` is the data set as it is distributed. Crops follow the labels of all cases, as the
     literature has it: for comparison with published figures only. See docs/data.md.
     """
+    refuse_within_dataset(Path(out), Path(source))
     return prepare_benchmark(preset, Path(source), Path(out), quiet=quiet)
 
 
@@ -249,21 +153,23 @@ def evaluate(
 
     Returns the result and, if ``out`` is given, writes it there as JSON.
     """
-    if out is not None and Path(out).exists() and not _is_json(Path(out)):
-        raise InputError(f"{out}: exists already and holds no scores; choose another --out")
     asked = metrics.split(",") if isinstance(metrics, str) else metrics
     names = [name.strip() for name in asked]
+    if out is not None:
+        refuse_within_dataset(Path(out), Path(labels))
+        if Path(out).exists() and not _is_scores(Path(out)):
+            raise InputError(f"{out}: exists already and holds no scores; choose another --out")
     result = _evaluate(Path(predictions), Path(labels), unit, names, tolerance)
     if out is not None:
         write_json(result, Path(out))
     return result
 
 
-def _is_json(path: Path) -> bool:
-    if not path.is_file():
+def _is_scores(path: Path) -> bool:
+    try:
+        return read_json(path).keys() >= {"cases", "mean", "per_class", "unit"}
+    except InputError:
         return False
-    with path.open("rb") as file:
-        return file.read(1) == b"{"
 
 
 def inspect(dataset: PathLike, splits: PathLike | None = None) -> Inspection:
@@ -295,8 +201,9 @@ def export(
     """Write what ``predict`` needs of a run to ``out``; returns the weight files.
 
     Weights are in half precision, in files of at most ``megabytes``; no path, case name or split
-    is carried over. Raises InputError if ``out`` holds anything.
+    is carried over. Raises InputError if ``out`` holds anything but a part of this export.
     """
+    refuse_within_dataset(Path(out))
     return export_run(Path(run), Path(out), weights, megabytes)
 
 
@@ -326,6 +233,7 @@ def compare(
     rows = parse_rows(methods if isinstance(methods, str) else ",".join(methods))
     resolved = _resolve(config, {"train.iterations": iterations, "device": device}, set, plan)
     design = Design(rows, _counts(labeled), seeds, _path(splits))
+    refuse_within_dataset(Path(out), Path(dataset))
     return _compare(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)
 
 
@@ -347,6 +255,7 @@ def ablate(
     """`compare` over DCA-MT without and with each of its parts; the rows of its ablation."""
     resolved = _resolve(config, {"train.iterations": iterations, "device": device}, set, plan)
     design = Design(ablation_rows(), _counts(labeled), seeds, _path(splits))
+    refuse_within_dataset(Path(out), Path(dataset))
     return _compare(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)
 
 

@@ -1,5 +1,7 @@
 """The command line. Each command is a thin door to the function of the same name in dcamt.api."""
 
+import dcamt.start  # noqa: F401  # isort: skip  (before all others)
+
 import json
 import sys
 from enum import StrEnum
@@ -11,6 +13,7 @@ import typer
 
 from dcamt.errors import InputError
 from dcamt.memory import is_out_of_memory, lack_of_memory
+from dcamt.nameless import name_the_nameless
 
 app = typer.Typer(
     help="Semi-supervised segmentation of 3D medical volumes: a few labels, many scans.",
@@ -181,7 +184,9 @@ def predict(
     input: Annotated[
         Path, typer.Argument(help="A scan (file or DICOM folder), a folder of scans or a data set.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the segmentations.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the segmentations; for one scan also a file.")
+    ],
     weights: Annotated[Weights, typer.Option(help="Last, or best on validation.")] = Weights.last,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also a map per class.")
@@ -199,8 +204,8 @@ def predict(
         int | None, typer.Option(help="Which one, from 1, if a DICOM folder holds several.")
     ] = None,
     format: Annotated[
-        OutputFormat, typer.Option(help="Of the segmentations and maps.")
-    ] = OutputFormat.nifti,
+        OutputFormat | None, typer.Option(help="Of segmentations and maps; default nii.gz.")
+    ] = None,
     overlap: Annotated[float | None, typer.Option(help="Window overlap, 0 to below 1.")] = None,
     stride: Annotated[
         tuple[int, int, int] | None, typer.Option(help="Window stride in voxels, not overlap.")
@@ -217,7 +222,7 @@ def predict(
     api.predict(
         run, input, out, weights=weights.value, probabilities=probabilities,
         uncertainty=uncertainty, largest_component=largest_component, dicom_seg=dicom_seg,
-        series=series, format=format.value, overlap=overlap,
+        series=series, format=None if format is None else format.value, overlap=overlap,
         stride=stride, weighting=None if weighting is None else weighting.value,
         device=device.value, backend=backend.value, resume=resume, quiet=quiet,
     )  # fmt: skip
@@ -428,6 +433,7 @@ def _options(
 
 def main() -> Any:
     """Run the command line; errors that a user can mend are one sentence and exit code 2."""
+    name_the_nameless()
     _print_anything()
     try:
         app()

@@ -267,9 +267,9 @@ def _refuse_twins(names: Sequence[str]) -> None:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """InputError if ``out`` holds something, but no comparison."""
+    """InputError if ``out`` holds something, but no comparison; it begins with the splits."""
     held = holds(out)
-    if held and not held & {"splits", "runs"}:
+    if held - {"splits"} and not any(out.glob("splits/*-labels.json")):
         raise InputError(f"{out}: exists already and is no comparison; choose another --out")
 
 
@@ -277,7 +277,14 @@ def _refuse_other(run: _Run) -> None:
     """InputError if the folder of ``run`` was begun with other settings or cases."""
     if not (run.folder / "config.yaml").exists():
         return
-    refuse_changes(run.config, load_config(run.folder / "config.yaml"), run.folder)
+    begun, now = load_config(run.folder / "config.yaml"), run.config.dataset
+    assert now is not None
+    if begun.dataset is None or not begun.dataset.exists() or not begun.dataset.samefile(now):
+        raise InputError(
+            f"{run.folder}: was begun with the data set {begun.dataset}, not {now}; put it or a "
+            "link to it back there, or start a new comparison in another --out"
+        )
+    refuse_changes(run.config.model_copy(update={"dataset": begun.dataset}), begun, run.folder)
     kept = read_json(run.folder / "split.json")
     if kept != json.loads(_dump(run.cases.split)):
         raise InputError(
@@ -314,7 +321,7 @@ def _dump(split: Split) -> str:
 
 def _job(run: _Run, out: Path) -> Job:
     """The commands that make a run: the ones a user would type."""
-    dcamt = (sys.executable, "-m", "dcamt.cli")
+    dcamt = (sys.executable, "-m", "dcamt")
     assert run.config.dataset is not None
     dataset, folder = str(run.config.dataset), str(run.folder)
     chosen = run.config.method.options

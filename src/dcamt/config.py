@@ -353,7 +353,11 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
     values[keys[-1]] = value
 
 
+def config_text(config: Config) -> str:
+    """Every key, resolved, as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
 def save_config(config: Config, path: Path) -> None:
     """Write every key, resolved, as YAML."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
-    write_text(path, text)
+    write_text(path, config_text(config))

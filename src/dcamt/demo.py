@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dcamt import api
+from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.phantom import write_phantoms
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
@@ -33,6 +34,7 @@ def run_demo(out: Path) -> dict[str, Any]:
     another seed and take no part in training. Returns, and writes to ``out``/summary.json, the
     mean metrics of each method. Raises InputError if ``out`` holds anything.
     """
+    refuse_within_dataset(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; remove it or choose another --out")
     console = Console(markup=False, emoji=False)

@@ -1,12 +1,8 @@
 """``dcamt train``: from a data set and a configuration to a finished run folder."""
 
 import json
-import multiprocessing
-import os
 import platform
-import signal
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
 from dcamt.data.dataset import Dataset, read_dataset
@@ -26,8 +21,9 @@ from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.survey import survey
 from dcamt.engine import checkpoint
-from dcamt.engine.train import Interrupted, catch_signals, choose_device, make_fabric, train
-from dcamt.errors import CannotHold, InputError, Unwritable
+from dcamt.engine.launch import launch_processes
+from dcamt.engine.train import choose_device, make_fabric, train
+from dcamt.errors import CannotHold, InputError
 from dcamt.evaluation.evaluate import evaluate, write_json
 from dcamt.files import alone, holds, read_json, refuse_links, remove_temporary, write_text
 from dcamt.inference.predict import LOWER, predict_case
@@ -38,6 +34,7 @@ from dcamt.memory import told_of_memory
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.networks.vnet import STRIDE, VNet
+from dcamt.processes import safe_path
 from dcamt.reporting.report import write_report
 
 _WRITTEN = ("log.csv", "tensorboard", "validation")
@@ -95,13 +92,13 @@ def train_run(
         planned = plan_run(dataset, config, splits, labeled)
         for warning in () if quiet else planned.warnings:
             print(f"warning: {InputError(warning)}", file=sys.stderr)
-    with alone(out):
+    with alone(out), safe_path():
         if not begun:
             _refuse_existing(out, resume)  # another may have begun while this one planned
-            write_text(out / "split.json", json.dumps(asdict(planned.split), indent=1))
-            write_text(out / "versions.json", json.dumps(versions, indent=1))
             data = {"name": planned.dataset.name, "licence": planned.dataset.licence}
+            write_text(out / "versions.json", json.dumps(versions, indent=1))
             write_text(out / "data.json", json.dumps(data, indent=1))
+            write_text(out / "split.json", json.dumps(asdict(planned.split), indent=1))
             save_config(planned.config, out / "config.yaml")
         return _train_and_report(out, planned, resume, quiet)
 
@@ -118,57 +115,11 @@ def _train_and_report(out: Path, planned: Planned, resume: bool, quiet: bool) ->
     if config.train.devices == 1:
         fabric.launch(work)
     else:
-        _launch_processes(fabric, work, out)
+        launch_processes(fabric, work, out)
     if planned.split.val:
         _segment_validation(out, planned, fabric.device)
     write_report(out)
     return out
-
-
-def _launch_processes(fabric: Fabric, work: Callable[[Fabric], None], out: Path) -> None:
-    """Do ``work`` in several processes, which get the signal that this one gets.
-
-    A second signal ends them. Raises Interrupted after a signal, and InputError for that of a
-    process and if one died.
-    """
-
-    def pass_on(received: list[int]) -> None:
-        processes = multiprocessing.active_children()
-        if len(received) > 1 or not processes:
-            for process in processes:
-                process.kill()
-            raise Interrupted(received[-1])
-        for process in processes if os.name == "posix" else ():  # Windows tells them itself
-            if process.pid is not None:
-                os.kill(process.pid, received[-1])
-
-    with catch_signals(pass_on) as stop:
-        try:
-            fabric.launch(partial(_interruptible, work))
-        except (ProcessRaisedException, ProcessExitedException) as error:
-            kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-            name = kind.rpartition(".")[2]
-            if name in (InputError.__name__, Unwritable.__name__):
-                raise InputError(message) from None
-            if name == Interrupted.__name__:
-                raise Interrupted(stop[0] if stop else signal.SIGTERM) from None
-            if isinstance(error, ProcessRaisedException):
-                raise
-            if stop:
-                raise Interrupted(stop[0]) from None
-            raise InputError(
-                f"{out}: one of the training processes died; continue with --resume"
-            ) from None
-    if stop:  # it came too late to be seen, and the rest of the run is still to do
-        raise Interrupted(stop[0])
-
-
-def _interruptible(work: Callable[[Fabric], None], fabric: Fabric) -> None:
-    """Ctrl-C before the first iteration ends a process with an error, which the others hear of."""
-    try:
-        work(fabric)
-    except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT) from None
 
 
 @told_of_memory("this training does not fit", _LOWER)
@@ -300,7 +251,8 @@ def check_fit(config: Config, weights: Path) -> None:
 
 def _refuse_existing(out: Path, resume: bool) -> None:
     """InputError unless ``out`` is empty, or holds what a run killed while it began left."""
-    if holds(out) - ({"split.json", "versions.json", "data.json"} if resume else set()):
+    held, first = holds(out), {"versions.json", "data.json", "split.json"}
+    if held and not (resume and "versions.json" in held and held <= first):
         raise InputError(
             f"{out}: exists already; choose another --out, or continue a run with --resume"
         )

@@ -2,13 +2,14 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
-from dcamt.config import save_config
+from dcamt.config import config_text
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.experiment import load_run
-from dcamt.files import read_json, write_text
+from dcamt.files import atomic, holds, read_json, remove_temporary
 from dcamt.reporting.card import model_card
 
 
@@ -17,17 +18,33 @@ def export_run(run: Path, out: Path, weights: str = "last", megabytes: float = 1
 
     Weights are split into files of at most ``megabytes`` (10^6 bytes). Beside them lie versions
     and the model card; paths, case names and the split stay behind. Returns the weight files.
-    Raises InputError if ``out`` holds anything or ``run`` cannot be read.
+    What a killed export left in ``out`` is completed. Raises InputError if ``out`` holds anything
+    else or ``run`` cannot be read.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; choose another --out")
     if not 0 < megabytes < math.inf:
         raise InputError(f"--megabytes {megabytes:g}: give a positive number")
     config, method = load_run(run, weights)
     card, versions = model_card([run], weights), read_json(run / "versions.json")
-    # First, as they may be refused; always under the name that `predict` takes without being told.
-    files = checkpoint.save_half(out / "last.safetensors", method, int(1e6 * megabytes))
-    write_text(out / "card.md", card)
-    write_text(out / "versions.json", json.dumps(versions, indent=1))
-    save_config(config.model_copy(update={"dataset": None}), out / "config.yaml")
-    return files
+    # Always under the name that `predict` takes without being told.
+    parts = checkpoint.halves("last.safetensors", method, int(1e6 * megabytes))
+    files = {
+        **parts,
+        "card.md": card.encode(),
+        "versions.json": json.dumps(versions, indent=1).encode(),
+        "config.yaml": config_text(config.model_copy(update={"dataset": None})).encode(),
+    }
+    _refuse_others(out, files)
+    remove_temporary(out)
+    for name, content in files.items():
+        with atomic(out / name) as temporary:
+            temporary.write_bytes(content)
+    return [out / name for name in parts]
+
+
+def _refuse_others(out: Path, files: Mapping[str, bytes]) -> None:
+    """InputError if ``out`` holds anything but some of ``files``: what a killed export left."""
+    held = {out / name for name in holds(out)}
+    ours = {path for name in files if (path := out / name).is_file() and not path.is_symlink()}
+    whole = len(held) == len(files)
+    if whole or held != ours or any(path.read_bytes() != files[path.name] for path in ours):
+        raise InputError(f"{out}: exists already; choose another --out")

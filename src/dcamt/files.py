@@ -1,14 +1,18 @@
 """Writing files so that a final name never holds half a file, and reading small ones safely."""
 
+import hashlib
 import json
 import os
-import platform
+import re
+import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dcamt.errors import InputError, Unwritable
 
@@ -19,12 +23,13 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 """The file in a folder by which a process holds it."""
-TEMPORARY = ".tmp-"
-"""Names that begin so are of files in the making: .tmp-MACHINE-PROCESS-NAME."""
 ABANDONED = 24 * 3600
 """Seconds after which a file in the making that nobody has touched is nobody's."""
 TEXT_LIMIT = 1 << 26
 """Bytes that a text file may have; the log of a million iterations has fewer."""
+_IN_THE_MAKING = re.compile(r"\.tmp-(?P<machine>[0-9a-f]{8})-[0-9a-f]{32}")
+"""Names of the folders in which files are made before they are moved into place."""
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 SMALLEST_CONTENT = 1024
 """Bytes below which a file may be a placeholder."""
@@ -34,28 +39,78 @@ PLACEHOLDERS = (b"/annex/objects/", b"version https://git-lfs.github.com/")
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success move it into place, else remove it.
+    """Yield a file to write instead of ``path``; on success move it into place, else remove it.
 
-    The temporary name keeps the ending, which writers of volumes go by, and of a long name no
-    more, as names have a limit. Raises Unwritable when the disk is full or the folder cannot be
+    It has the same name, in a new folder beside ``path`` that is closed to others: nobody can
+    have put a link in its place. Raises Unwritable when the disk is full or the folder cannot be
     written.
     """
-    end = os.fsencode(path.name)[-100:].decode(errors="ignore")
-    temporary = path.with_name(f"{TEMPORARY}{_machine()}-{os.getpid()}-{end}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _private_folder(path.parent) as folder:
+            temporary = folder / path.name
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise Unwritable(
             f"{path}: cannot be written ({reason}); free space or choose another folder"
         ) from error
+
+
+@contextmanager
+def _private_folder(parent: Path) -> Iterator[Path]:
+    """A new folder within ``parent``, removed at the end; held, so that it is known to be in use.
+
+    What is yielded leads to it even where somebody else moves it away meanwhile and puts a link
+    there, if the system has such paths.
+    """
+    folder, descriptor = _make_and_hold(parent)
+    try:
+        fixed = Path(f"/proc/self/fd/{descriptor}")
+        yield fixed if fixed.is_dir() else folder
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        if descriptor is not None:
+            os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_and_hold(parent: Path) -> tuple[Path, int | None]:
+    while True:
+        folder = parent / f".tmp-{_machine()}-{secrets.token_hex(16)}"
+        folder.mkdir(mode=0o700)
+        with suppress(FileNotFoundError, BlockingIOError):
+            descriptor = _hold(folder)
+            if folder.is_dir():
+                return folder, descriptor
+        # Another process took it for an abandoned one before it was held.
+
+
+def _hold(folder: Path) -> int | None:
+    """Lock a folder, or return None where there are no locks; OSError if it is held, or a link."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
+
+
+@cache
+def _machine() -> str:
+    """Tells this machine, since it was started, from others, without naming it: 8 hex digits."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:  # not Linux: every process is taken for another machine's
+        return secrets.token_hex(4)
+    return hashlib.sha256(boot).hexdigest()[:8]
 
 
 @contextmanager
@@ -67,8 +122,7 @@ def alone(folder: Path) -> Iterator[int]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        nofollow = getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | nofollow, 0o644)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o644)
     except OSError as error:
         raise InputError(f"{folder / LOCK}: cannot be written ({error.strerror})") from None
     try:
@@ -94,7 +148,7 @@ def holds(folder: Path) -> set[str]:
     """
     found = folder.iterdir() if folder.is_dir() else [folder] if folder.exists() else []
     names = {path.name for path in found}
-    return {name for name in names if name != LOCK and not name.startswith(TEMPORARY)}
+    return {name for name in names if name != LOCK and not _IN_THE_MAKING.fullmatch(name)}
 
 
 def remove_temporary(folder: Path) -> None:
@@ -102,8 +156,10 @@ def remove_temporary(folder: Path) -> None:
 
     In a folder that other processes write to, see ``remove_abandoned``.
     """
-    for path in folder.rglob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+    for parent, names, _ in os.walk(folder):
+        for name in filter(_IN_THE_MAKING.fullmatch, list(names)):
+            names.remove(name)
+            shutil.rmtree(Path(parent, name), ignore_errors=True)  # leaves a link alone
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -112,39 +168,37 @@ def remove_abandoned(folder: Path) -> None:
     What a process of this machine is still writing stays, and so does, for a day, what may be of
     another machine.
     """
-    for path in folder.glob(f"{TEMPORARY}*"):
-        with suppress(OSError):  # another process may remove it at the same moment
-            if _is_abandoned(path):
-                path.unlink()
+    for path in folder.glob(".tmp-*"):
+        match = _IN_THE_MAKING.fullmatch(path.name)
+        with suppress(OSError):  # in use, a link, or removed by another process at this moment
+            if match:
+                _remove_if_abandoned(path, match["machine"])
 
 
-def _is_abandoned(path: Path) -> bool:
-    machine, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
-    process = rest.partition("-")[0]
-    if machine == _machine() and process.isdecimal():
-        return not _is_alive(int(process))
-    return time.time() - path.stat().st_mtime > ABANDONED
-
-
-def _machine() -> str:
-    """This machine's name, without the character that ends it in a temporary name."""
-    return platform.node().replace("-", "_").replace("/", "_") or "machine"
-
-
-def _is_alive(process: int) -> bool:
+def _remove_if_abandoned(folder: Path, machine: str) -> None:
+    descriptor = _hold(folder)
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
+        ended = descriptor is not None and machine == _machine()
+        if ended or time.time() - folder.stat().st_mtime > ABANDONED:
+            shutil.rmtree(folder)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def append(path: Path) -> TextIO:
+    """Open a text file to add lines to, newly made where there is none; InputError for a link."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NOFOLLOW, 0o666)
+    except OSError as error:
+        raise Unwritable(f"{path}: cannot be written ({error.strerror}); remove it") from None
+    return os.fdopen(descriptor, "a", newline="", encoding="utf-8")
 
 
 def read_text(path: Path) -> str:

@@ -12,6 +12,8 @@ import torch
 
 from dcamt.engine.train import Interrupted, catch_signals
 from dcamt.errors import InputError
+from dcamt.files import append
+from dcamt.processes import child_environment
 
 _PAUSE = 0.05  # seconds between looks at the processes
 
@@ -65,10 +67,12 @@ def run_jobs(
 
     def start(place: int, job: Job, step: int) -> None:
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("ab" if step else "wb") as log:
+        if step == 0:
+            job.log.unlink(missing_ok=True)
+        with append(job.log) as log:
             active[place] = job, step, subprocess.Popen(
                 job.commands[step],
-                env={**os.environ, **environments[place]},
+                env={**child_environment(), **environments[place]},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -23,6 +23,7 @@ from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.method import Batch, Progress
 from dcamt.networks.vnet import channels_last
+from dcamt.processes import die_with_parent, safe_path
 
 LATE = Progress(75, 100)
 """An iteration late in training, where every loss takes part."""
@@ -216,7 +217,10 @@ def _wait() -> None:
 def _in_own_process(config: Config) -> int:
     """Bytes by which an iteration and all it needs make a fresh process grow."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with (
+        safe_path(),
+        ProcessPoolExecutor(1, mp_context=context, initializer=die_with_parent) as pool,
+    ):
         return pool.submit(partial(_growth, config)).result()
 
 

@@ -119,9 +119,11 @@ def test_a_run_killed_while_it_began_can_be_begun_again(phantoms, tiny, tmp_path
     """The folder holds no config.yaml yet, but a part of what comes before it."""
     run = tmp_path / "run"
     run.mkdir()
-    (run / "split.json").write_text("{}")
-    (run / ".tmp-1-versions.json").write_text("{")
+    (run / "versions.json").write_text("{}")
     (run / "data.json").write_text("{}")
+    half = run / f".tmp-{'0' * 8}-{'1' * 32}"
+    half.mkdir()
+    (half / "split.json").write_text("{")
     api.train(phantoms, run, splits=phantoms / "splits.json", set=tiny, resume=True, quiet=True)
     assert saved(run) == 3
     assert not list(run.glob(".tmp-*"))

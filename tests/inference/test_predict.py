@@ -14,9 +14,11 @@ from dcamt.data.scans import find_scans
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
 from dcamt.experiment import load_run
+from dcamt.files import LOCK
 from dcamt.inference.predict import disagreement, entropy
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.segmenting import RECORD
 
 CPU = torch.device("cpu")
 
@@ -142,7 +144,7 @@ def test_maps_are_what_they_say(tiny_run, tmp_path, method):
 def test_without_asking_only_the_segmentation_is_written(tiny_run, tmp_path):
     scan(tmp_path / "in" / "a.nii.gz", np.eye(4))
     api.predict(tiny_run, tmp_path / "in", tmp_path / "out", quiet=True)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.nii.gz"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.nii.gz", RECORD, LOCK}
 
 
 def test_largest_component_reaches_the_file(tiny_run, tmp_path, monkeypatch):
@@ -366,10 +368,10 @@ def test_what_exists_is_refused_and_stays(tiny_run, tmp_path):
         api.predict(tiny_run, tmp_path / "in", tmp_path / "out", quiet=True)
     assert [p.name for p in old.parent.iterdir()] == ["b.nii.gz"]
 
-    outputs = api.predict(tiny_run, tmp_path / "in", tmp_path / "out", resume=True, quiet=True)
-    assert [p.name for p in outputs] == ["a.nii.gz", "b.nii.gz"]
+    with pytest.raises(InputError, match=r"b\.nii\.gz.*no predict\.json says what made it"):
+        api.predict(tiny_run, tmp_path / "in", tmp_path / "out", resume=True, quiet=True)
     assert old.read_bytes() == b"mine"
-    assert nib.load(outputs[0]).shape == (24, 20, 17)
+    assert [p.name for p in old.parent.iterdir()] == ["b.nii.gz"]
 
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}, {"format": "mha"}])
@@ -388,7 +390,7 @@ def test_labels_are_not_written_among(tiny_run, tmp_path, phantoms):
     one = data / "imagesTr" / "phantom_000.nii.gz"
     for input in (data, data / "imagesTr", one):
         for out in ("labelsTr", "imagesTr/new", "labelsTr/new"):
-            with pytest.raises(InputError, match="of their labels"):
+            with pytest.raises(InputError, match="of the data set"):
                 api.predict(tiny_run, input, data / out, resume=True, quiet=True)
     assert sorted((data / "labelsTr").iterdir()) == before
 
@@ -423,7 +425,7 @@ def test_a_damaged_scan_does_not_keep_the_others(tiny_run, tmp_path, broken):
     for resume in (False, True):
         with pytest.raises(InputError, match=words):
             api.predict(tiny_run, tmp_path / "in", tmp_path / "out", resume=resume, quiet=True)
-        found = {path.name for path in (tmp_path / "out").iterdir()}
+        found = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
         assert found == {f"{name}.nii.gz" for name in "abc" if name not in broken}
 
 
@@ -440,7 +442,7 @@ def test_a_scan_with_more_channels_is_refused(tiny_run, tmp_path):
     nib.save(image, tmp_path / "a.nii.gz")
     with pytest.raises(InputError, match=r"a\.nii\.gz.*channel"):
         api.predict(tiny_run, tmp_path / "a.nii.gz", tmp_path / "out", quiet=True)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, 3.0])

@@ -42,41 +42,51 @@ def save(
         name: value.to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, value in tensors.items()
     }
-    _write(path, owned, state)
+    content = _content(owned, state)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
 
 
-def save_half(path: Path, method: Method, largest: int) -> list[Path]:
-    """Weights alone, in half precision, in files of at most ``largest`` bytes; returns the files.
+def halves(name: str, method: Method, largest: int) -> dict[str, bytes]:
+    """Weights alone, in half precision, as files of at most ``largest`` bytes: their contents.
 
-    Vectors (biases, batch norms) keep their precision. Several files are named after ``path``:
+    The same weights always give the same bytes.
+    Vectors (biases, batch norms) keep their precision. Several files are named after ``name``:
     last-1-of-3.safetensors. Raises InputError if one tensor alone is larger.
     """
     parts: list[dict[str, Tensor]] = [{}]
     room = largest - _HEADER
-    for name, value in method.state_dict().items():
+    for key, value in method.state_dict().items():
         half = value.detach().cpu().contiguous().clone()
         half = half.half() if half.is_floating_point() and half.ndim > 1 else half
         if half.nbytes > largest - _HEADER:
-            raise InputError(f"{name} alone takes {half.nbytes} bytes; allow larger files")
+            raise InputError(f"{key} alone takes {half.nbytes} bytes; allow larger files")
         if half.nbytes > room:
             parts.append({})
             room = largest - _HEADER
-        parts[-1][name] = half
+        parts[-1][key] = half
         room -= half.nbytes
-    if len(parts) == 1:
-        paths = [path]
-    else:
-        names = (f"{path.stem}-{i}-of-{len(parts)}{path.suffix}" for i in range(1, len(parts) + 1))
-        paths = [path.with_name(name) for name in names]
-    for file, tensors in zip(paths, parts, strict=True):
-        _write(file, tensors, {})
-    return paths
+    names = [name] if len(parts) == 1 else _part_names(name, len(parts))
+    contents = (_in_order(_content(tensors, {})) for tensors in parts)
+    return dict(zip(names, contents, strict=True))
 
 
-def _write(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    content = serialize(tensors, {"kind": _KIND, "state": json.dumps(state)})
-    with atomic(path) as temporary:
-        temporary.write_bytes(content)
+def _part_names(name: str, count: int) -> list[str]:
+    path = Path(name)
+    return [f"{path.stem}-{i}-of-{count}{path.suffix}" for i in range(1, count + 1)]
+
+
+def _content(tensors: dict[str, Tensor], state: dict[str, Any]) -> bytes:
+    return serialize(tensors, {"kind": _KIND, "state": json.dumps(state)})
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with sorted metadata, which the library writes in another order each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(end - 8) + content[end:]
 
 
 def load(
@@ -135,8 +145,7 @@ def _parts(path: Path) -> list[Path]:
     if path.exists() or not counts:
         return [path]
     (count, *others) = sorted(int(c) for c in counts)
-    names = (f"{path.stem}-{i}-of-{count}{path.suffix}" for i in range(1, count + 1))
-    parts = [path.with_name(name) for name in names]
+    parts = [path.with_name(name) for name in _part_names(path.name, int(count))]
     absent = [part.name for part in parts if not part.exists()]
     if absent or others:
         what = f"{absent[0]} is missing" if absent else "parts of two exports are mixed"

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from dcamt.engine.events import Events
 from dcamt.errors import InputError
-from dcamt.files import read_text, write_text
+from dcamt.files import append, read_text, write_text
 
 _FLUSH_EVERY = 10
 
@@ -45,7 +45,7 @@ class TrainingLog:
         self.begin = time.monotonic()
         quiet = quiet or not writes  # of several processes one writes
         self.earlier_seconds = _keep_rows(self.path, start) if writes else 0.0
-        self.events = SummaryWriter(str(run / "tensorboard"), purge_step=start) if writes else None
+        self.events = Events(run / "tensorboard", start) if writes else None
         console = Console(stderr=True, quiet=quiet)
         self.plain = None if quiet or console.is_terminal else console
         self.bar = Progress(
@@ -104,7 +104,7 @@ class TrainingLog:
             return
         terms = list(entries[0].terms)
         fresh = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with append(self.path) as file:
             table = csv.writer(file)
             if fresh:
                 table.writerow(["iteration", "seconds", "learning_rate", *terms, "val_dice"])
@@ -113,9 +113,10 @@ class TrainingLog:
                 numbers = [f"{v:.6g}" for v in (entry.learning_rate, *values)]
                 table.writerow([entry.iteration, f"{entry.seconds:.2f}", *numbers, dice])
                 for name, value in zip(terms, values, strict=True):
-                    self.events.add_scalar(f"loss/{name}", value, entry.iteration)
+                    self.events.add(f"loss/{name}", value, entry.iteration)
                 if entry.val_dice is not None:
-                    self.events.add_scalar("validation/dice", entry.val_dice, entry.iteration)
+                    self.events.add("validation/dice", entry.val_dice, entry.iteration)
+        self.events.flush()
         self._show(entries[-1].iteration, dict(zip(terms, values, strict=True)))
 
     def _show(self, iteration: int, values: dict[str, float]) -> None:

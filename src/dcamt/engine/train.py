@@ -26,6 +26,7 @@ from dcamt.errors import InputError
 from dcamt.memory import KEPT_UP_TO, kept_memory
 from dcamt.methods.method import Method, Progress
 from dcamt.networks.vnet import channels_last
+from dcamt.processes import die_with_parent
 
 
 class Interrupted(Exception):
@@ -134,7 +135,7 @@ def train(
         sampler=mine,
         num_workers=settings.workers,
         pin_memory=fabric.device.type == "cuda",
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_begin_worker,
     )
     writes = fabric.is_global_zero
     note = use_float32_where_needed(method, batches[steps.start], fabric)
@@ -185,8 +186,9 @@ def is_stopped(received: Sequence[int], fabric: Fabric, step: int) -> int:
     return int(numbers.max())
 
 
-def _leave_signals_to_parent(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     """Ctrl-C and batch systems signal the workers too, which must live until the last save."""
+    die_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -60,7 +60,7 @@ def predict_case(
     output: Path,
     extras: Extras = Extras(),
     series: int | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Segment one scan and write it to ``output`` in the scan's own geometry.
 
     The segmentation is uint8 with the scan's size and affine, and with its sform and qform where
@@ -68,8 +68,9 @@ def predict_case(
     probabilities/CASE_CLASS.nii.gz (0 to 1), uncertainty/CASE_entropy.nii.gz (0 certain to 1) and
     uncertainty/CASE_disagreement.nii.gz (total variation between two branches, 0 to 1), all
     float32 and in the format of ``output``, and dicom-seg/CASE.dcm. ``series`` says which one of
-    several in a DICOM folder. Raises InputError if the scan cannot be read, has other channels than
-    the run was trained on, or lies in a way that the format of ``output`` cannot hold.
+    several in a DICOM folder. Returns what a user should know of the scan's files. Raises InputError
+    if the scan cannot be read, has other channels than the run was trained on, or lies in a way
+    that the format of ``output`` cannot hold.
     """
     plan = config.plan
     assert plan is not None
@@ -79,6 +80,7 @@ def predict_case(
     check_memory(image, images[0], predictor, config, extras)
     array, placement = to_network(image, plan)
     write = partial(write_volume, affine=image.affine, forms=image.forms)
+    remarks = image.remarks
     del image  # a large scan and its probabilities are each most of the memory
     kept = math.prod(plan.patch) * config.predict.batch <= KEPT_UP_TO
     with kept_memory() if kept else nullcontext():
@@ -100,22 +102,20 @@ def predict_case(
         del restored
     if extras.largest_component:
         segmentation = keep_largest(segmentation)
-    ending = ending_of(output.name) or ""
-    stem = output.name.removesuffix(ending)
+    files = extra_files(output, extras, plan.classes)
     if extras.probabilities:
-        for k, name in enumerate(plan.classes):
-            path = output.parent / "probabilities" / f"{map_name(stem, name)}{ending}"
+        for k, path in enumerate(files["probabilities"]):
             write(path, restored[k])
     if extras.uncertainty:
-        maps = {"entropy": entropy(probabilities), "disagreement": disagreement(branches)}
-        for name, values in maps.items():
-            path = output.parent / "uncertainty" / f"{stem}_{name}{ending}"
+        maps = (entropy(probabilities), disagreement(branches))
+        for path, values in zip(files["uncertainty"], maps, strict=True):
             write(path, restore(values[None], placement)[0])
     if extras.dicom_seg:
-        path = output.parent / DICOM_SEG / f"{stem}.dcm"
+        (path,) = files[DICOM_SEG]
         write_segmentation(path, segmentation, plan.classes, plan.codes, images[0], series)
     # The segmentation comes last: where it exists, the case is done.
     write(output, segmentation)
+    return remarks
 
 
 def check_memory(
@@ -142,6 +142,18 @@ def check_memory(
         f"{path}: segmenting {size} voxels ({grid} for the network)",
         LOWER,
     )
+
+
+def extra_files(output: Path, extras: Extras, classes: Sequence[str]) -> dict[str, list[Path]]:
+    """What ``extras`` adds to a segmentation, by the name of the folder beside it."""
+    ending = ending_of(output.name) or ""
+    case = output.name[: len(output.name) - len(ending)]
+    names = {
+        "probabilities": [f"{_map_name(case, structure)}{ending}" for structure in classes],
+        "uncertainty": [f"{case}_entropy{ending}", f"{case}_disagreement{ending}"],
+        DICOM_SEG: [f"{case}.dcm"],
+    }
+    return {f: [output.parent / f / name for name in names[f]] for f in extras.folders()}
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
@@ -177,6 +189,6 @@ def most_probable(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     return classes
 
 
-def map_name(case: str, structure: str) -> str:
+def _map_name(case: str, structure: str) -> str:
     """Name of a probability map, without its ending."""
     return f"{case}_{''.join(c if c.isalnum() or c in '-_' else '_' for c in structure)}"

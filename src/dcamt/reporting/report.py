@@ -16,7 +16,7 @@ from dcamt.errors import InputError
 from dcamt.escape import printable
 from dcamt.evaluation.metrics import INVENTED, MISSED, OVERLAPS, TITLES, heading, scale
 from dcamt.evaluation.statistics import case_means, metrics_of
-from dcamt.files import write_text
+from dcamt.files import read_text, write_text
 from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
 from dcamt.reporting.run_folder import Run, read_run, segmentation_in
 from dcamt.reporting.tables import DASH
@@ -35,8 +35,13 @@ def write_report(run: Path) -> Path:
         run: Folder written by training.
 
     Raises:
-        InputError: `run` is missing, is not a run folder, or one of its files is broken.
+        InputError: `run` is missing, is not a run folder, one of its files is broken, or its
+            report.html is somebody else's.
     """
+    path = run / "report.html"
+    kept = read_text(path) if path.is_file() and not path.is_symlink() else ""
+    if kept and "dcamt report</title>" not in kept:
+        raise InputError(f"{path}: exists already and is no report of dcamt; move it away")
     content = read_run(run)
     dataset: Dataset | None = None
     note = None
@@ -44,7 +49,6 @@ def write_report(run: Path) -> Path:
         dataset = read_dataset(Path(str(content.config.get("dataset"))))
     except InputError as error:
         note = _without_folders(str(error), content, Path(str(content.config.get("dataset"))))
-    path = run / "report.html"
     write_text(path, _render(content, dataset, note))
     return path
 

@@ -34,6 +34,7 @@ from dcamt.data.formats.dicom_slice import (
 from dcamt.data.formats.guard import Array, check_axes, check_claim, file_size, reading
 from dcamt.data.formats.stored import Stored
 from dcamt.errors import InputError
+from dcamt.processes import child_environment
 
 __all__ = ["ENDINGS", "is_series", "read", "sorted_slices"]
 
@@ -266,7 +267,8 @@ def _decoded(folder: Path, slices: Sequence[Slice]) -> Array:
     rows, columns = slices[0].rows, slices[0].columns
     program = Path(__file__).with_name("dicom_decode.py")
     done = subprocess.run(
-        [sys.executable, "-P", program, str(rows), str(columns)],
+        [sys.executable, program, str(rows), str(columns)],
+        env=child_environment(),
         input=b"\0".join(str(one.path.resolve()).encode() for one in slices),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # it may quote the header

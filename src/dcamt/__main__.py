@@ -1,0 +1,5 @@
+"""``python -m dcamt``: the command line."""
+
+from dcamt.cli import main
+
+main()
