@@ -24,7 +24,7 @@ from dcamt.engine import checkpoint
 from dcamt.engine.launch import launch_processes
 from dcamt.engine.train import choose_device, make_fabric, train
 from dcamt.errors import CannotHold, InputError
-from dcamt.evaluation.evaluate import evaluate, write_json
+from dcamt.evaluation.evaluate import evaluate_files, write_json
 from dcamt.files import alone, holds, read_json, refuse_links, remove_temporary, write_text
 from dcamt.inference.predict import LOWER, predict_case
 from dcamt.inference.predictor import Predictor, make_predictor
@@ -118,7 +118,7 @@ def _train_and_report(out: Path, planned: Planned, resume: bool, quiet: bool) ->
         launch_processes(fabric, work, out)
     if planned.split.val:
         _segment_validation(out, planned, fabric.device)
-    write_report(out)
+    write_report(out, planned.dataset)
     return out
 
 
@@ -157,17 +157,23 @@ def _train(fabric: Fabric, planned: Planned, out: Path, resume: bool, quiet: boo
 def _segment_validation(run: Path, planned: Planned, device: torch.device) -> None:
     """Segment and score the validation cases with the last weights, as ``predict`` would."""
     config, method = load_run(run)
-    assert config.dataset is not None and config.plan is not None
+    assert config.plan is not None
     dataset, folder = planned.dataset, run / "validation"
     predictor = make_predictor(method, config.plan, device)
+    predictions, labels = {}, {}
     for name in planned.split.val:
-        images = dataset.case(name).images
+        case = dataset.case(name)
+        assert case.label is not None
+        predictions[name], labels[name] = folder / f"{name}.nii.gz", case.label
         with told_of_memory(f"{name}: cannot be segmented", LOWER):
             try:
-                predict_case(predictor, config, images, folder / f"{name}.nii.gz")
+                predict_case(predictor, config, case.images, predictions[name])
             except CannotHold:
-                predict_case(predictor, config, images, folder / f"{name}.nrrd")
-    write_json(evaluate(folder, config.dataset), run / "validation.json")
+                predictions[name] = folder / f"{name}.nrrd"
+                predict_case(predictor, config, case.images, predictions[name])
+    names = dict(enumerate(config.plan.classes[1:], 1))
+    scores = evaluate_files(predictions, labels, names, config.plan.ignore)
+    write_json(scores, run / "validation.json")
 
 
 def build_method(config: Config) -> Method:

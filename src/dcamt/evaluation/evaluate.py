@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -66,22 +66,38 @@ def evaluate(
             that ``dataset.json`` does not list.
     """
     asked = tuple(dict.fromkeys(metrics))
-    _check_asked(asked, unit, tolerance)
+    _check_asked(asked, unit, tolerance)  # before any file is opened
     prediction_files = _prediction_files(predictions)
     label_folder, label_files = _labels(labels)
     label_files = by_case(label_files, prediction_files)
     prediction_files = by_case(prediction_files, label_files)
     _check_all_labelled(prediction_files, label_files, predictions, label_folder)
     names, ignore = _declared_classes(label_folder)
+    return evaluate_files(prediction_files, label_files, names, ignore, unit, asked, tolerance)
 
+
+def evaluate_files(
+    prediction_files: Mapping[str, Path],
+    label_files: Mapping[str, Path],
+    names: Mapping[int, str],
+    ignore: int | None,
+    unit: str = "mm",
+    metrics: Sequence[str] = METRICS,
+    tolerance: float = 1.0,
+) -> dict[str, Any]:
+    """Like `evaluate`, of files by case, each prediction with its label.
+
+    ``names`` are those of the classes by value, without background; empty if nothing declares them.
+    ``ignore`` is the value of voxels that nobody annotated.
+    """
     measured: dict[tuple[str, int], Row] = {}
-    measure = partial(_measure, unit=unit, metrics=asked, tolerance=tolerance)
+    measure = partial(_measure, unit=unit, metrics=metrics, tolerance=tolerance)
     for case, prediction_file in prediction_files.items():
         with told_of_memory(f"{prediction_file}: cannot be measured", "crop it and its label"):
             rows_of_case = measure(prediction_file, label_files[case], names, ignore)
         measured |= {(case, row["class"]): row for row in rows_of_case}
     classes = sorted(names or {value for _, value in measured})
-    absent: Row = {**dict.fromkeys(asked), "outcome": BOTH_EMPTY}  # in neither file of a case
+    absent: Row = {**dict.fromkeys(metrics), "outcome": BOTH_EMPTY}  # in neither file of a case
 
     rows: list[Row] = []
     per_class: dict[str, Row] = {}
@@ -91,16 +107,16 @@ def evaluate(
             {"case": case, "class": value, **name, **measured.get((case, value), absent)}
             for case in prediction_files
         ]
-        summary = _summary(of_class, asked)
+        summary = _summary(of_class, metrics)
         per_class[str(value)] = name | summary.pop("mean") | summary
         rows += of_class
     return {
         "cases": sorted(rows, key=lambda row: row["case"]),
-        **_summary(rows, asked),
+        **_summary(rows, metrics),
         "per_class": per_class,
         "not_predicted": len(label_files.keys() - prediction_files.keys()),
         "unit": unit,
-        **({"tolerance": tolerance} if "nsd" in asked else {}),
+        **({"tolerance": tolerance} if "nsd" in metrics else {}),
     }
 
 
@@ -123,7 +139,7 @@ def _check_asked(metrics: Sequence[str], unit: str, tolerance: float) -> None:
 def _measure(
     prediction_file: Path,
     label_file: Path,
-    names: dict[int, str],
+    names: Mapping[int, str],
     ignore: int | None,
     *,
     unit: str,

@@ -68,9 +68,9 @@ def predict_case(
     probabilities/CASE_CLASS.nii.gz (0 to 1), uncertainty/CASE_entropy.nii.gz (0 certain to 1) and
     uncertainty/CASE_disagreement.nii.gz (total variation between two branches, 0 to 1), all
     float32 and in the format of ``output``, and dicom-seg/CASE.dcm. ``series`` says which one of
-    several in a DICOM folder. Returns what a user should know of the scan's files. Raises InputError
-    if the scan cannot be read, has other channels than the run was trained on, or lies in a way
-    that the format of ``output`` cannot hold.
+    several in a DICOM folder. Returns what a user should know of the scan's files. Raises
+    InputError if the scan cannot be read, has other channels than the run was trained on, or lies
+    in a way that the format of ``output`` cannot hold.
     """
     plan = config.plan
     assert plan is not None

@@ -24,7 +24,7 @@ from dcamt.reporting.tables import DASH
 Row = Mapping[str, Any]
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, dataset: Dataset | None = None) -> Path:
     """Write RUN/report.html from the files of a run folder and return its path.
 
     The file stands alone: figures are embedded, nothing is fetched. Pictures of cases are left
@@ -33,6 +33,7 @@ def write_report(run: Path) -> Path:
 
     Args:
         run: Folder written by training.
+        dataset: Its data set, if that was read already.
 
     Raises:
         InputError: `run` is missing, is not a run folder, one of its files is broken, or its
@@ -43,10 +44,9 @@ def write_report(run: Path) -> Path:
     if kept and "dcamt report</title>" not in kept:
         raise InputError(f"{path}: exists already and is no report of dcamt; move it away")
     content = read_run(run)
-    dataset: Dataset | None = None
     note = None
     try:
-        dataset = read_dataset(Path(str(content.config.get("dataset"))))
+        dataset = dataset or read_dataset(Path(str(content.config.get("dataset"))))
     except InputError as error:
         note = _without_folders(str(error), content, Path(str(content.config.get("dataset"))))
     write_text(path, _render(content, dataset, note))
