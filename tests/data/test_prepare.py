@@ -14,8 +14,7 @@ from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import InputError
 from dcamt.losses.overlap import IGNORE
 
-# Oblique: a turn of about 6 degrees in the plane of Y and Z.
-AFFINE = np.array([[-1.5, 0, 0, 3], [0, 0.995, -0.2, -8], [0, 0.1, 1.99, 4], [0, 0, 0, 1]])
+AFFINE = np.array([[-1.5, 0, 0, 3], [0, 0.8, -1.2, -8], [0, 0.6, 1.6, 4], [0, 0, 0, 1]])
 
 
 @pytest.fixture(autouse=True)
