@@ -10,7 +10,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dcamt.errors import InputError
-from dcamt.memory import is_out_of_memory, lack_of_memory
+from dcamt.memory import check_address_space, is_out_of_memory, lack_of_memory
+
+_PYTORCH = 0.9e9
+"""Bytes of address space into which PyTorch can be loaded; `inspect` does without it."""
 
 app = typer.Typer(
     help="Semi-supervised segmentation of 3D medical volumes: a few labels, many scans.",
@@ -373,11 +376,14 @@ def _version(shown: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Semi-supervised segmentation of 3D medical volumes: a few labels, many scans."""
+    if context.invoked_subcommand != "inspect":
+        check_address_space(_PYTORCH, "PyTorch")
 
 
 def main() -> Any:

@@ -25,6 +25,7 @@ from dcamt.data.space import label_to_network, to_network
 from dcamt.data.volume import check_channels, check_same_grid, read_image, read_label
 from dcamt.errors import InputError, Unwritable
 from dcamt.files import atomic, remove_abandoned
+from dcamt.memory import told_of_memory
 
 _FORMAT = 2
 """Raised when prepared arrays change meaning, or their files change form."""
@@ -89,7 +90,8 @@ def _prepare(case: Case, plan: Plan) -> Prepared:
         return done
     image = read_image(case.images)
     check_channels(image, plan.channels, case.images[0])
-    array, placement = to_network(image, plan)
+    with told_of_memory(f"{case.images[0]}: cannot be prepared", "crop it"):
+        array, placement = to_network(image, plan)
     _save(image_path, array)
     if case.label is not None and label_path is not None:
         label = read_label(case.label)
