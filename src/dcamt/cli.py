@@ -12,8 +12,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dcamt.errors import InputError
-from dcamt.memory import is_out_of_memory, lack_of_memory
+from dcamt.memory import check_address_space, is_out_of_memory, lack_of_memory
 from dcamt.nameless import name_the_nameless
+
+_PYTORCH = 0.9e9
+"""Bytes of address space into which PyTorch can be loaded."""
 
 app = typer.Typer(
     help="Semi-supervised segmentation of 3D medical volumes: a few labels, many scans.",
@@ -429,6 +432,7 @@ def _options(
     ] = False,
 ) -> None:
     """Semi-supervised segmentation of 3D medical volumes: a few labels, many scans."""
+    check_address_space(_PYTORCH, "PyTorch")
 
 
 def main() -> Any:

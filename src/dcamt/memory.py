@@ -28,6 +28,8 @@ _SIGNS = (
     "cannot allocate memory",
     "can't allocate memory",
     "failed to allocate",
+    "failed to map segment",  # of a library that is loaded
+    "could not create a primitive",  # oneDNN's own
     "bad_alloc",
     "seems to be oom",
     "can't start new thread",  # a thread is given a stack, for which there is no room
@@ -73,6 +75,19 @@ def check_fits(needed: float, what: str, advice: str) -> None:
         raise InputError(
             f"{what} takes {_gigabytes(needed)} of memory, but {_gigabytes(free)} are free here "
             f"(of {_gigabytes(most_memory())}); {advice}"
+        )
+
+
+def check_address_space(needed: float, what: str) -> None:
+    """InputError if `ulimit -v` or `-d` leaves ``what`` less than ``needed`` bytes.
+
+    Libraries that are loaded into too little end the process, or hang.
+    """
+    free = min((limit - used for limit, used in _of_process(Path("/"))), default=float("inf"))
+    if needed > free:
+        raise InputError(
+            f"{what} takes {_gigabytes(needed)} of address space, but `ulimit -v` leaves "
+            f"{_gigabytes(max(0.0, free))}; raise that limit"
         )
 
 
@@ -147,16 +162,21 @@ def _bounds(root: Path) -> Iterator[tuple[float, float]]:
     if "MemTotal" in machine:
         total = 1024 * machine["MemTotal"]
         yield total, total - 1024 * machine.get("MemAvailable", machine["MemTotal"])
+    yield from _of_process(root)
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers in ("", "memory"):
+            yield from _of_groups(root / "sys/fs/cgroup", path, version=1 if controllers else 2)
+
+
+def _of_process(root: Path) -> Iterator[tuple[float, float]]:
+    """The limits that this process was given itself, and what it uses of each."""
     status = _fields(root / "proc/self/status")
     for line in _read(root / "proc/self/limits").splitlines():
         for name, used in _LIMITS.items():
             value = line.removeprefix(name).split()[:1]  # the soft limit, in bytes
             if line.startswith(name) and value and value[0].isdecimal():
                 yield float(value[0]), 1024 * status.get(used, 0.0)
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if controllers in ("", "memory"):
-            yield from _of_groups(root / "sys/fs/cgroup", path, version=1 if controllers else 2)
 
 
 def _of_groups(mount: Path, path: str, version: int) -> Iterator[tuple[float, float]]:

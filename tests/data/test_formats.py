@@ -424,8 +424,10 @@ def test_what_memory_cannot_hold_is_refused(tmp_path: Path, monkeypatch, ending:
     """Zeros that truly unpack to more than the machine has."""
     zeros = np.zeros((50, 40, 30), np.float32)
     write_volume(tmp_path / f"a.{ending}", zeros, np.eye(4))
-    monkeypatch.setattr("dcamt.data.formats.guard.most_memory", lambda: 60_000 * 12 - 1)
-    with pytest.raises(InputError, match="needs 720000 bytes of memory, but there are 719999 here"):
+    monkeypatch.setattr("dcamt.memory.free_memory", lambda: 60_000 * 12 - 1)
+    with pytest.raises(
+        InputError, match=r"reading it takes 0.00072 GB of memory, but 0.00072 GB are"
+    ):
         read_image([tmp_path / f"a.{ending}"])
 
 

@@ -26,6 +26,7 @@ from dcamt.data.survey import Volumes
 from dcamt.data.volume import aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError, Unwritable
 from dcamt.files import atomic, remove_abandoned
+from dcamt.memory import told_of_memory
 
 _FORMAT = 3
 """Raised when prepared arrays change meaning, or their files change form."""
@@ -94,7 +95,8 @@ def _prepare(case: Case, plan: Plan, waiting: dict[str, Volumes]) -> Prepared:
     if _usable(image_path) and (label_path is None or _usable(label_path)):
         return done
     image, label = volumes or read_case(case, plan.channels)
-    array, placement = to_network(image, plan)
+    with told_of_memory(f"{case.images[0]}: cannot be prepared", "crop it"):
+        array, placement = to_network(image, plan)
     _save(image_path, array)
     if label is not None and case.label is not None and label_path is not None:
         values = np.unique(label.array).tolist()

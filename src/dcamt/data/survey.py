@@ -145,12 +145,23 @@ def survey(
             found = fingerprint(learnt)
             chosen = plan or make_plan(dataset, found, data)
             check_plan(chosen, dataset)
-            for grid in (look.grid for look in looks if look.grid is not None):
-                shape = grid.cropped if chosen.crop else grid.whole
-                resampled_shape(shape, grid.along, chosen)  # refuses what does not fit
+            errors += _too_large(dataset, looks, chosen)
             warnings += _about_plan(looks, chosen, data)
     plan = None if errors else chosen
     return Survey(dataset, looks, plan, errors, warnings, room.kept)
+
+
+def _too_large(dataset: Dataset, looks: Sequence[Look], plan: Plan) -> list[str]:
+    """What to tell of each scan that fits no memory once it is resampled."""
+    errors: list[str] = []
+    for case, look in zip(dataset.cases, looks, strict=True):
+        if look.grid is not None:
+            try:
+                shape = look.grid.cropped if plan.crop else look.grid.whole
+                resampled_shape(shape, look.grid.along, plan)
+            except InputError as error:
+                errors.append(f"{case.images[0]}: {error}")
+    return errors
 
 
 def fingerprint(looks: Sequence[Look]) -> Fingerprint:

@@ -12,9 +12,11 @@ from dcamt.data.space import Placement, Shape
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import count_windows
 
-FEATURE_MAPS = 5
-"""Maps of full resolution and full width that a network holds at once for a window, measured: 3.6
-for one V-Net, 5.5 for the two of DCA-MT that exchange features, and what the kernels take beside.
+FEATURE_MAPS = (4, 5)
+"""Maps of full resolution and full width that one network, and two, hold at once for a window.
+
+Activations alive at once come to 3.6 for a V-Net and 5.5 for the two of DCA-MT, which exchange
+features; what the kernels take beside is of the same order as what they reuse.
 """
 LIBRARIES = 100e6
 """Bytes that libraries take at their first convolution: code, weights in another layout."""
@@ -54,7 +56,8 @@ def peak_memory(
     windows = 2 * batch * math.prod(plan.patch) * (channels + predictor.networks * classes)
     if predictor.device.type == "cpu":
         at_once = min(batch, predictor.streams or batch)
-        windows += at_once * math.prod(plan.patch) * FEATURE_MAPS * config.network.width
+        maps_at_once = FEATURE_MAPS[predictor.networks > 1] * config.network.width
+        windows += at_once * math.prod(plan.patch) * maps_at_once
     stitched = kept * classes * padded
     stitch = channels * (grid + (padded if padded > grid else 0)) + stitched + padded + windows
     averaged = classes * grid if kept > 1 else 0

@@ -23,6 +23,7 @@ from dcamt.data.space import (
     to_network,
 )
 from dcamt.data.volume import Volume, check_can_hold, check_channels, read_image, write_volume
+from dcamt.errors import InputError
 from dcamt.inference.peak import peak_memory
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
@@ -125,7 +126,10 @@ def check_memory(
     plan = config.plan
     assert plan is not None
     _, placement = place(image, plan.orientation, plan.crop)
-    prepared = resampled_shape(placement.cropped, spacing_along(image, placement), plan)
+    try:
+        prepared = resampled_shape(placement.cropped, spacing_along(image, placement), plan)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     peak = peak_memory(
         placement,
         prepared,
