@@ -155,7 +155,7 @@ def test_other_settings_are_refused(killed, data, settings, changes, words):
 def test_another_data_set_or_split_is_refused(killed, data, settings, phantoms, tmp_path):
     out, _, _ = killed
     config = load_config(None, settings)
-    with pytest.raises(InputError, match="data set .* put it or a link to it back there"):
+    with pytest.raises(InputError, match=r"data set .* put it or a link to it back there"):
         compare(phantoms, out, Design(parse_rows("vnet"), [2], 1), config, quiet=True)
     splits = json.loads((data / "splits.json").read_text())
     splits["labeled"], splits["unlabeled"] = splits["unlabeled"], splits["labeled"]
