@@ -26,7 +26,14 @@ from dcamt.data.plan import fingerprint, make_plan
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.engine import checkpoint
-from dcamt.engine.train import Interrupted, catch_signals, choose_device, make_fabric, train
+from dcamt.engine.train import (
+    Interrupted,
+    catch_signals,
+    check_sharing,
+    choose_device,
+    make_fabric,
+    train,
+)
 from dcamt.errors import InputError, Unwritable
 from dcamt.evaluation.evaluate import evaluate, write_json
 from dcamt.files import alone, holds, refuse_links, remove_temporary, write_text
@@ -90,6 +97,7 @@ def train_run(
 
 def _train_and_report(out: Path, config: Config, split: Split, resume: bool, quiet: bool) -> Path:
     """Train in a run folder that has its configuration and split."""
+    check_sharing(config.train)
     refuse_links(out, _WRITTEN)
     remove_temporary(out)
     if resume and (out / "last.safetensors").exists():

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -85,6 +86,18 @@ def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     kind: Any = resolved
     strategy = "ddp_spawn" if devices > 1 else "auto"
     return Fabric(accelerator=accelerator, devices=devices, precision=kind, strategy=strategy)
+
+
+def check_sharing(settings: TrainConfig) -> None:
+    """InputError if processes are wanted where the system has nothing that they could share."""
+    if settings.workers or settings.devices > 1:
+        try:
+            multiprocessing.Lock()
+        except OSError as error:
+            raise InputError(
+                f"/dev/shm: processes cannot share memory here ({error.strerror}); make it "
+                "writable, or set train.workers=0 and train.devices=1"
+            ) from None
 
 
 def make_optimizers(method: Method, settings: TrainConfig) -> dict[str, Optimizer]:
