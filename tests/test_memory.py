@@ -82,7 +82,9 @@ def group(folder: str, most: str, used: int, cached: int = 0, version: int = 2) 
 
 
 def test_without_a_limit_the_machine_is_the_limit(tmp_path: Path) -> None:
-    root = system(tmp_path, {"proc/self/cgroup": "0::/user.slice\n"} | group("user.slice", "max", 9))
+    root = system(
+        tmp_path, {"proc/self/cgroup": "0::/user.slice\n"} | group("user.slice", "max", 9)
+    )
     assert (most_memory(root), free_memory(root)) == (1000 * 1024, 700 * 1024)
 
 
