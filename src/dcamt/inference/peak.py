@@ -18,7 +18,7 @@ FEATURE_MAPS = (4, 5)
 Activations alive at once come to 3.6 for a V-Net and 5.5 for the two of DCA-MT, which exchange
 features; what the kernels take beside is of the same order as what they reuse.
 """
-LIBRARIES = 100e6
+LIBRARIES = 60e6
 """Bytes that libraries take at their first convolution: code, weights in another layout."""
 
 
@@ -63,7 +63,7 @@ def peak_memory(
     averaged = classes * grid if kept > 1 else 0
     restore = stitched + averaged + classes * scan + content
     held = (stitched + averaged + 2 * grid if uncertainty else 0) + shown + scan / 4
-    maps = averaged + 2 * stitched + grid if uncertainty else 0
+    maps = 2 * stitched if uncertainty else 0  # distances of the networks from their mean
     pieces = 4 * scan if largest_component else 0
     write = 2 * scan if probabilities or uncertainty else scan / 2
     finish = held + max(maps, pieces, write)
