@@ -462,7 +462,7 @@ def main() -> Any:
 def _print_anything() -> None:
     """Characters that the terminal or the file behind it does not have become question marks."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
 
 

@@ -22,7 +22,7 @@ from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.survey import survey
 from dcamt.engine import checkpoint
 from dcamt.engine.launch import launch_processes
-from dcamt.engine.train import choose_device, make_fabric, train
+from dcamt.engine.train import check_sharing, choose_device, make_fabric, train
 from dcamt.errors import CannotHold, InputError
 from dcamt.evaluation.evaluate import evaluate_files, write_json
 from dcamt.files import alone, holds, read_json, refuse_links, remove_temporary, write_text
@@ -106,6 +106,7 @@ def train_run(
 def _train_and_report(out: Path, planned: Planned, resume: bool, quiet: bool) -> Path:
     """Train in a run folder that has its configuration and split."""
     config = planned.config
+    check_sharing(config.train)
     refuse_links(out, _WRITTEN)
     remove_temporary(out)
     if resume and (out / "last.safetensors").exists():

@@ -26,7 +26,7 @@ from dcamt.engine.train import make_fabric
 from dcamt.errors import InputError, Unwritable
 from dcamt.escape import printable
 from dcamt.experiment import load_run
-from dcamt.files import alone, read_json, refuse_links, remove_abandoned, write_text
+from dcamt.files import alone, holds, read_json, refuse_links, remove_abandoned, write_text
 from dcamt.inference.predict import LOWER, Extras, extra_files, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
@@ -179,8 +179,7 @@ def _recorded(
     _refuse_others(out, made_with, files)
     with alone(out):
         _refuse_others(out, made_with, files)  # another may have begun in between
-        if not (out / RECORD).exists():
-            write_text(out / RECORD, json.dumps(made_with, indent=1) + "\n")
+        write_text(out / RECORD, json.dumps(made_with, indent=1) + "\n")
         yield
 
 
@@ -194,6 +193,8 @@ def _refuse_others(
                 f"{path}: exists already, and no {RECORD} says what made it; choose another --out"
             )
         return
+    if holds(out) <= {RECORD, *Extras(True, True, True, True).folders()}:
+        return  # nothing was segmented: the scans were refused, or it was killed before
     kept = read_json(out / RECORD)
     if not kept.keys() >= made_with.keys():
         raise InputError(f"{out / RECORD}: is not of `dcamt predict`; choose another --out")

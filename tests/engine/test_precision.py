@@ -108,7 +108,7 @@ def test_a_wrong_layer_is_computed_in_float32_and_said(batch, fabric):
     compute_in_float32(*deepest(right))
     expected = gradients(right, batch, fabric)
     method = plant(build("vnet"))
-    note = use_float32_where_needed(method, batch, fabric)
+    note = use_float32_where_needed(method, lambda: batch, fabric)
     assert "1 of " in note and "bfloat16" in note and "float32" in note
     found = gradients(method, batch, fabric)
     assert found.keys() == expected.keys()
@@ -121,7 +121,7 @@ def test_weights_and_random_numbers_stay_as_they_are(batch, fabric):
     method = plant(build("mean-teacher"))
     before = {name: value.clone() for name, value in method.state_dict().items()}
     state = torch.get_rng_state()
-    assert use_float32_where_needed(method, batch, fabric)
+    assert use_float32_where_needed(method, lambda: batch, fabric)
     assert torch.equal(torch.get_rng_state(), state)
     after = method.state_dict()
     assert after.keys() == before.keys()
@@ -130,14 +130,14 @@ def test_weights_and_random_numbers_stay_as_they_are(batch, fabric):
 
 def test_a_teacher_is_looked_at_as_well(batch, fabric):
     method = plant(build("mean-teacher"))
-    use_float32_where_needed(method, batch, fabric)
+    use_float32_where_needed(method, lambda: batch, fabric)
     kinds = [type(m).__name__ for m in method.modules() if isinstance(m, Faulty)]
     assert kinds == ["Float32Faulty"] * 2
 
 
 def test_nothing_is_looked_at_in_float32(batch):
     method = plant(build("vnet"))
-    assert use_float32_where_needed(method, batch, make_fabric("cpu", "32-true")) is None
+    assert use_float32_where_needed(method, lambda: batch, make_fabric("cpu", "32-true")) is None
     assert not any(type(m).__name__.startswith("Float32") for m in method.modules())
 
 

@@ -40,10 +40,12 @@ class Layer:
         return f"{self.module} with input {' x '.join(map(str, self.shape))}"
 
 
-def use_float32_where_needed(method: Method, batch: Batch, fabric: Fabric) -> str | None:
+def use_float32_where_needed(
+    method: Method, batch: Callable[[], Batch], fabric: Fabric
+) -> str | None:
     """Compute in float32 what this processor computes wrongly in the precision of ``fabric``.
 
-    ``batch`` is one of those to come, and ``method`` is on the device of ``fabric``. Returns a
+    ``batch`` gives one of those to come, and ``method`` is on the device of ``fabric``. Returns a
     sentence for the user if a layer was wrong, else None; weights stay as they are. Does nothing
     where ``fabric`` computes in float32.
     """
@@ -51,7 +53,7 @@ def use_float32_where_needed(method: Method, batch: Batch, fabric: Fabric) -> st
         if not torch.is_autocast_enabled(fabric.device.type):
             return None
     dtype = torch.get_autocast_dtype(fabric.device.type)
-    used = layers_in_use(method, batch.to(fabric.device))
+    used = layers_in_use(method, batch().to(fabric.device))
     wrong = [names for layer, names in used if is_wrong(layer, dtype)]
     if not wrong:
         return None

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +91,18 @@ def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     return Fabric(accelerator=accelerator, devices=devices, precision=kind, strategy=strategy)
 
 
+def check_sharing(settings: TrainConfig) -> None:
+    """InputError if processes are wanted where the system has nothing that they could share."""
+    if settings.workers or settings.devices > 1:
+        try:
+            multiprocessing.Lock()
+        except OSError as error:
+            raise InputError(
+                f"/dev/shm: processes cannot share memory here ({error.strerror}); make it "
+                "writable, or set train.workers=0 and train.devices=1"
+            ) from None
+
+
 def make_optimizers(method: Method, settings: TrainConfig) -> dict[str, Optimizer]:
     """What steps each part of ``method``."""
     return {
@@ -138,7 +151,7 @@ def train(
         worker_init_fn=_begin_worker,
     )
     writes = fabric.is_global_zero
-    note = use_float32_where_needed(method, batches[steps.start], fabric)
+    note = use_float32_where_needed(method, lambda: batches[steps.start], fabric)
     if note and writes and not quiet:
         print(note, file=sys.stderr)
     log = TrainingLog(run, settings.iterations, steps.start, quiet=quiet, writes=writes)
