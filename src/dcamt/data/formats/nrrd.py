@@ -64,9 +64,8 @@ def read(path: Path, dtype: Any) -> Stored:
             raise ValueError("sizes")
         channel = _channel_axis(path, fields, sizes)
         affine, remarks = _affine(path, fields, channel)
-        if channel is not None and fields.get("kinds", "").lower().split()[channel:][:1] == [
-            "time"
-        ]:
+        kinds = fields.get("kinds", "").lower().split()
+        if channel is not None and kinds[channel : channel + 1] == ["time"]:
             remarks += ("the header calls an axis time; its volumes are taken for channels",)
         detached = _beside(path, fields)
         if detached is not None:
