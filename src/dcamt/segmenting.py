@@ -20,6 +20,7 @@ from dcamt.data.dataset import Case
 from dcamt.data.folder import remarks_on
 from dcamt.data.formats import ending_of
 from dcamt.data.formats.dicom_seg import check_sources
+from dcamt.data.formats.stored import gist
 from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.scans import find_scans
 from dcamt.engine.train import make_fabric
@@ -240,15 +241,16 @@ def _segment(
             raise
         except InputError as error:  # the others may be sound
             failed[scan.name] = str(error)
-            console.print(f"{done}/{len(scans)}  {error}")
+            if len(scans) > 1:  # of a single scan it is told at the end
+                console.print(f"{done}/{len(scans)}  {error}")
             continue
         seconds = (time.monotonic() - begin) / done
         console.print(
             f"{done}/{len(scans)}  {printable(scan.name)}  {seconds:.1f} s a case  "
             f"{seconds * (len(scans) - done) / 60:.1f} min left"
         )
-        for remark in (remark for remark in remarks if remark not in told):
-            told.add(remark)  # of many scans alike, the first one's will do
+        for remark in (remark for remark in remarks if gist(remark) not in told):
+            told.add(gist(remark))  # of many scans alike, the first one's will do
             console.print(printable(f"note: {scan.name}: {remark}"))
     if failed:
         first, *others = failed

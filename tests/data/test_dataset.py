@@ -221,7 +221,7 @@ BAD_FOLDERS: dict[str, tuple[list[str], Any, str]] = {
     "other compression": (
         ["images/a.nii.bz2", "images/backup.tar.xz"],
         None,
-        r"a.nii.bz2: unsupported file ending[^(]*$",
+        r"a.nii.bz2: is packed; unpack it$",
     ),
     "a scan further down": (
         ["images/a.nii.gz", "images/b/study/series/1.dcm"],
@@ -337,7 +337,7 @@ def test_number_of_validation_cases(labelled: int, fraction: float, val: int) ->
         (toy(10), -1, 0.2, "at least 1"),
         (toy(10), 2.5, 0.2, "2.5; give a whole number"),
         (toy(10), "8", 0.2, "'8'; give a whole number"),
-        (toy(0, 5), None, 0.2, "root: no labelled case is left"),
+        (toy(0, 5), None, 0.2, "root: no case has a label file"),
         (toy(5), None, 0.99, "no labelled case is left"),
         (toy(5), None, 1.0, "the share of validation cases is 1.0"),
         (toy(5), None, -0.1, "the share of validation cases is -0.1"),

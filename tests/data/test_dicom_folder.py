@@ -30,8 +30,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from dcamt.data.dataset import find_scans, read_dataset, scan_dataset
+from dcamt.data.dataset import read_dataset, scan_dataset
 from dcamt.data.formats import dicom
+from dcamt.data.scans import find_scans
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
 

@@ -325,7 +325,7 @@ BAD = {
     "nrrd: truncated gz": (lambda p: cut(written(p / "a.nrrd"), 0.9), "data are damaged"),
     "nrrd: a flipped byte": (lambda p: flip(written(p / "a.nrrd"), -30), "data are damaged"),
     "nrrd: checksum": (lambda p: flip(written(p / "a.nrrd"), -6), "data are damaged"),
-    "nrrd: empty": (lambda p: cut(written(p / "a.nrrd"), 0), "damaged or not NRRD"),
+    "nrrd: empty": (lambda p: cut(written(p / "a.nrrd"), 0), "is empty"),
     "nrrd: text": (lambda p: (p / "a.nrrd").write_text("hello") and p / "a.nrrd", "not NRRD"),
     "nrrd: endless header": (
         lambda p: (p / "a.nrrd").write_bytes(b"NRRD0004\n" + b"x" * 10**6) and p / "a.nrrd",
@@ -371,7 +371,7 @@ BAD = {
     "meta: truncated packed": (lambda p: cut(written(p / "a.mha"), 0.9), "damaged"),
     "meta: a flipped byte": (lambda p: flip(written(p / "a.mha"), -30), "damaged"),
     "meta: checksum": (lambda p: flip(written(p / "a.mha"), -1), "damaged"),
-    "meta: empty": (lambda p: cut(written(p / "a.mha"), 0), "damaged or not MetaImage"),
+    "meta: empty": (lambda p: cut(written(p / "a.mha"), 0), "is empty"),
     "meta: no data file": (lambda p: cut(meta(p / "a.mha", b""), 0.5), "damaged or not MetaImage"),
     "meta: outside": (
         lambda p: meta(below(p, "a.mhd"), b"", ElementDataFile=outside(p)),

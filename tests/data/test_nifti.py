@@ -11,7 +11,7 @@ import SimpleITK
 from scipy.spatial.transform import Rotation
 
 from dcamt.data.formats.stored import Forms
-from dcamt.data.grid import apart
+from dcamt.data.grid import apart, is_sheared
 from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import CannotHold, InputError
 
@@ -173,12 +173,11 @@ def test_which_transform_counts_and_what_is_said(tmp_path, name) -> None:
     wanted = nib.load(path).affine if affine is None else affine
     np.testing.assert_allclose(image.affine, wanted, atol=1e-5)
     np.testing.assert_array_equal(image.array[0], VALUES)
-    if remark:
-        (said,) = image.remarks
-        assert re.search(remark, said)
-        assert str(path) not in said
-    else:
-        assert image.remarks == ()
+    of_shear = [said for said in image.remarks if "off a right angle" in said]
+    assert len(of_shear) == is_sheared(image.affine, SHAPE)
+    others = [said for said in image.remarks if said not in of_shear]
+    assert len(others) == bool(remark)
+    assert all(re.search(remark, said) and str(path) not in said for said in others)
 
 
 READERS = {
@@ -364,7 +363,7 @@ def pair() -> bytes:
 
 
 OTHERS = {
-    "an empty file": (b"", "damaged or not NIfTI"),
+    "an empty file": (b"", "is empty; copy or export it again"),
     "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid ", "git lfs pull"),
     "a pointer of git-annex": (b"/annex/objects/MD5E-s1--ab\n", "git annex get"),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "is no NIfTI file but a PNG picture"),
@@ -393,7 +392,7 @@ def test_what_is_no_volume_is_called_by_its_name(tmp_path, name) -> None:
 
 def test_a_link_to_a_file_that_was_not_fetched_says_so(tmp_path) -> None:
     (tmp_path / "a.nii.gz").symlink_to(".git/annex/objects/xx/key")
-    with pytest.raises(InputError, match="is a link to a file that is not there; fetch it"):
+    with pytest.raises(InputError, match="is a link whose target is not there; fetch its content"):
         read_image([tmp_path / "a.nii.gz"])
 
 

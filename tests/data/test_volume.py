@@ -251,7 +251,7 @@ def holed(value: float) -> np.ndarray:
 BAD_IMAGES = {
     "missing": (lambda p: p / "a.nii.gz", "no such file"),
     "folder": (lambda p: (p / "a.nii.gz").mkdir() or p / "a.nii.gz", "cannot be read"),
-    "empty": (lambda p: (p / "a.nii.gz").touch() or p / "a.nii.gz", "cannot be read"),
+    "empty": (lambda p: (p / "a.nii.gz").touch() or p / "a.nii.gz", "is empty; copy or export"),
     "text": (lambda p: text(p / "a.nii"), "damaged or not NIfTI"),
     "text named gz": (lambda p: text(p / "a.nii.gz"), "damaged or not NIfTI"),
     "truncated gz": (lambda p: truncated(save(p / "a.nii.gz", NOISE)), "data are damaged"),
@@ -431,6 +431,8 @@ def test_a_label_lies_on_its_image_by_either_of_two_transforms() -> None:
     ):
         np.testing.assert_array_equal(found.array, label.array)
     with pytest.raises(InputError, match="voxels\\) from i"):
+        aligned(image, Volume(label.array, 2 * other), Path("i"), Path("l"))
+    with pytest.raises(InputError, match=r"says nothing of its place in space .* unlike i; if it"):
         aligned(image, Volume(label.array, np.eye(4)), Path("i"), Path("l"))
 
 

@@ -256,6 +256,15 @@ def channels_from_count(count: int, path: Path) -> tuple[str, ...]:
     return tuple(f"channel_{i}" for i in range(count)) if count > 1 else ("image",)
 
 
+def no_label(root: Path) -> str:
+    """What is wrong with a data set in which no case has a label."""
+    folder = "labelsTr" if (root / "imagesTr").is_dir() else "labels"
+    return (
+        f"{root}: no case has a label file, and training needs at least one; put it into {folder} "
+        "under the name of its case"
+    )
+
+
 def classes_from_values(values: Iterable[int], root: Path) -> tuple[str, ...]:
     """Class names for the label values found in a data set without dataset.json.
 

@@ -9,11 +9,14 @@ from dcamt.data.formats import FORMATS, dicom, file_stem
 from dcamt.files import check_fetched, leads_nowhere
 
 OTHER_FORMATS = (
-    *(".hdr", ".img", ".mgz", ".npy", ".npz", ".hdf5", ".png", ".tif", ".tiff"),
+    *(".hdr", ".img", ".mgz", ".mgh", ".mnc", ".gipl", ".vtk", ".npy", ".npz", ".hdf5"),
+    *(".png", ".tif", ".tiff"),
     *dicom.ENDINGS,
 )
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-COMPRESSED = (".bz2", ".xz", ".zst")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")
+UNFETCHED = (".dvc", ".part", ".crdownload")
+"""What DVC and downloads call a file whose content is not there yet."""
 LITERATURE = "mri_norm2.h5"
 SYSTEM = {
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found"),
@@ -73,7 +76,6 @@ def volumes_in(folder: Path, problems: list[str], unread: list[Path]) -> dict[st
             continue
         entry = scan_file(path)
         if entry is None:
-            compressed = path.suffix.lower() in COMPRESSED and file_stem(path.stem) is not None
             if path.is_dir() and any(map(leads_nowhere, path.iterdir())):
                 problems.append(
                     f"{path}: holds links whose targets are not there; fetch their content (such "
@@ -83,7 +85,7 @@ def volumes_in(folder: Path, problems: list[str], unread: list[Path]) -> dict[st
                 unread.append(path)
             elif path.suffix.lower() in dicom.ENDINGS:
                 problems += [] if loose in problems else [loose]
-            elif compressed or path.suffix.lower() in OTHER_FORMATS:
+            elif _is_meant_as_volume(path):
                 problems.append(f"{path}: {why_not(path)}")
             continue
         name, file = entry
@@ -94,6 +96,15 @@ def volumes_in(folder: Path, problems: list[str], unread: list[Path]) -> dict[st
         else:
             files[name] = file
     return files
+
+
+def _is_meant_as_volume(path: Path) -> bool:
+    """Whether a file that is no volume to us is one of another format, packed or not yet there."""
+    ending = path.suffix.lower()
+    if file_stem(path.stem) is not None:
+        waits = ending in UNFETCHED and not path.with_suffix("").exists()
+        return waits or ending in COMPRESSED
+    return ending in OTHER_FORMATS
 
 
 def remarks_on(unread: Iterable[Path], skip: Path | None = None) -> list[str]:
@@ -126,6 +137,10 @@ def why_not(path: Path) -> str:
     """Why a file is no scan, and what to do."""
     if path.suffix.lower() in dicom.ENDINGS:
         return "a single slice is no scan; give the folder that holds the DICOM series"
+    if file_stem(path.stem) is not None and path.suffix.lower() in UNFETCHED:
+        return f"stands for {path.stem}, which is not there; fetch that first"
+    if file_stem(path.stem) is not None and path.suffix.lower() in COMPRESSED:
+        return "is packed; unpack it"
     return f"unsupported file ending; use one of {', '.join(FORMATS)}, or a folder of DICOM slices"
 
 

@@ -54,6 +54,11 @@ def is_usable(affine: Array) -> bool:
     return bool(abs(np.linalg.det(affine[:3, :3] / spacing)) >= 1e-6)
 
 
+def is_nowhere(affine: Array) -> bool:
+    """Whether voxels are 1 mm wide from the origin 0 on, as where a file holds no place at all."""
+    return np.array_equal(np.abs(affine), np.eye(4))
+
+
 def apart(first: Array, second: Array, shape: Sequence[int]) -> tuple[float, float]:
     """The largest distance of a corner of (X, Y, Z) voxels by two affines, in mm and in voxels.
 

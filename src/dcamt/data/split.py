@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
-from dcamt.data.dataset import Dataset
+from dcamt.data.dataset import Dataset, no_label
 from dcamt.data.folder import case_name
 from dcamt.data.formats import file_stem
 from dcamt.errors import InputError
@@ -52,6 +52,8 @@ def choose_split(
         )
     if not 0 <= val_fraction < 1:
         raise InputError(f"the share of validation cases is {val_fraction}; give 0 <= share < 1")
+    if all(case.label is None for case in dataset.cases):
+        raise InputError(no_label(dataset.root))
     if splits_file is None:
         count = None if labeled == "all" else labeled
         split = _draw_split(dataset, count, seed, val_fraction)
@@ -59,8 +61,8 @@ def choose_split(
         split = _keep_first(dataset, _read_splits(dataset, splits_file), labeled)
     if not split.labeled:
         raise InputError(
-            f"{splits_file or dataset.root}: no labelled case is left to train on; add label files "
-            "or take fewer cases for validation"
+            f"{splits_file or dataset.root}: no labelled case is left to train on; show the "
+            "label of more, or take fewer cases for validation"
         )
     return split
 

@@ -20,7 +20,10 @@ from dcamt.data.dataset import (
     channels_from_count,
     check_label_values,
     classes_from_values,
+    no_label,
 )
+from dcamt.data.formats.stored import gist, numbers
+from dcamt.data.grid import is_nowhere
 from dcamt.data.plan import ANISOTROPIC, Fingerprint, check_plan, make_plan
 from dcamt.data.space import Shape, lost_labels, place, resampled_shape, spacing_along
 from dcamt.data.volume import Volume, aligned, check_channels, read_image, read_label
@@ -266,29 +269,31 @@ def _oddities(image: Volume | None, label: Volume | None) -> Iterator[str]:
         if min(image.spacing) < SPACING_LIMITS[0] or max(image.spacing) > SPACING_LIMITS[1]:
             low, high = SPACING_LIMITS
             yield f"the voxel spacing lies outside {low:g} to {high:g} mm; check the stored unit"
-        if np.array_equal(np.abs(image.affine), np.eye(4)):
+        if is_nowhere(image.affine):
             yield GEOMETRY_LOST
-        if any(channel.min() == channel.max() for channel in image.array):
-            yield "all intensities of a channel are equal; export the image again"
     if label is not None:
-        yield from (f"label: {remark}" for remark in label.remarks)
+        known = image.remarks if image is not None else ()
+        yield from (f"label: {remark}" for remark in label.remarks if remark not in known)
         if not label.array.any():
             yield "the label holds background only; check that it was saved"
 
 
 def _remarks(looks: Sequence[Look]) -> list[str]:
-    """What is odd, each with the cases that it is odd about."""
-    notes: dict[str, list[str]] = {}
+    """What is odd, each with the cases that it is odd about; of numbers the largest."""
+    notes: dict[str, dict[str, str]] = {}
     for look in looks:
-        for remark in dict.fromkeys(look.remarks):
-            notes.setdefault(remark, []).append(look.name)
-    lost = notes.get(GEOMETRY_LOST, [])
+        for remark in look.remarks:
+            notes.setdefault(gist(remark), {})[look.name] = remark
+    lost = notes.get(gist(GEOMETRY_LOST), {})
     if any(k.grid and k.grid.spacing == (1, 1, 1) and k.name not in lost for k in looks):
-        notes.pop(GEOMETRY_LOST, None)  # 1 mm with a real origin: the spacing is genuine
-    return [
-        f"{_names(names)} ({len(names)} of {len(looks)} cases): {remark}"
-        for remark, names in notes.items()
-    ]
+        notes.pop(gist(GEOMETRY_LOST), None)  # 1 mm with a real origin: the spacing is genuine
+    told = []
+    for found in notes.values():
+        worst = max(found, key=lambda name: numbers(found[name]))
+        whose = f", worst in {worst}" if len({*found.values()}) > 1 else ""
+        names = f"{_names([*found])} ({len(found)} of {len(looks)} cases{whose})"
+        told.append(f"{names}: {found[worst]}")
+    return told
 
 
 def _names(names: Sequence[str]) -> str:
@@ -298,10 +303,10 @@ def _names(names: Sequence[str]) -> str:
 def _with_classes(dataset: Dataset, looks: Sequence[Look]) -> tuple[Dataset, list[str]]:
     """The data set with classes from the labels where dataset.json names none, and errors."""
     if all(case.label is None for case in dataset.cases):
-        return dataset, [f"{dataset.root}: no case has a label file; training needs at least one"]
-    if dataset.classes:
-        return dataset, []
+        return dataset, [no_label(dataset.root)]
     values = {value for look in looks for value in look.label_voxels or ()}
+    if dataset.classes or not values:  # of labels that cannot be read, each is an error already
+        return dataset, []
     try:
         return replace(dataset, classes=classes_from_values(values, dataset.root)), []
     except InputError as error:

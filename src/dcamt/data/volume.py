@@ -5,7 +5,7 @@ convention the file has. How bytes become arrays is told in dcamt.data.formats.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,15 @@ from dcamt.data.formats import FORMATS, dicom, ending_of, format_of, nifti
 from dcamt.data.formats.guard import Array
 from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Forms, Stored
-from dcamt.data.grid import GRID_TOLERANCE, apart, is_sheared, onto, reorient, shear_angle
+from dcamt.data.grid import (
+    GRID_TOLERANCE,
+    apart,
+    is_nowhere,
+    is_sheared,
+    onto,
+    reorient,
+    shear_angle,
+)
 from dcamt.errors import CannotHold, InputError
 from dcamt.files import atomic, check_fetched
 
@@ -79,7 +87,8 @@ def read_image(paths: Sequence[Path], series: int | None = None) -> Volume:
                 "voxels; replace them (for instance by the background's value)"
             )
         channels = array[np.newaxis] if array.ndim == 3 else np.moveaxis(array, -1, 0)
-        volumes.append(Volume(channels, stored.affine, stored.forms, stored.remarks))
+        volume = Volume(channels, stored.affine, stored.forms, stored.remarks)
+        volumes.append(replace(volume, remarks=(*volume.remarks, *_oddities(volume))))
     first = volumes[0]
     for index in range(1, len(volumes)):
         volumes[index] = aligned(first, volumes[index], paths[0], paths[index], "channel")
@@ -188,6 +197,17 @@ def check_channels(image: Volume, channels: Sequence[str], path: Path) -> None:
         )
 
 
+def _oddities(image: Volume) -> Iterator[str]:
+    """What is odd about an image of any format, though it can be read."""
+    if is_sheared(image.affine, image.shape):
+        yield (
+            f"the axes are {shear_angle(image.affine):.3g} degrees off a right angle; distances in "
+            "mm are measured as if they were not, and programs differ in how they show the scan"
+        )
+    if any(channel.min() == channel.max() for channel in image.array):
+        yield "all intensities of a channel are equal; export the image again"
+
+
 def _transforms(volume: Volume) -> list[Array]:
     """Every affine that a reader may take for the volume's, its own first."""
     forms = volume.forms
@@ -204,6 +224,12 @@ def _refuse_grid(
         raise InputError(
             f"{label_path}: the {what} has {_size(label.shape)} voxels, but {image_path} has "
             f"{_size(image.shape)}; {advice}"
+        )
+    if is_nowhere(label.affine) and not is_nowhere(image.affine):
+        raise InputError(
+            f"{label_path}: the {what} says nothing of its place in space (voxels of 1 mm, origin "
+            f"0), unlike {image_path}; if it was made on that image's voxels, save it again with "
+            "the image's geometry"
         )
     mm, voxels = apart(image.affine, affine, image.shape)
     raise InputError(

@@ -77,7 +77,8 @@ def format_of(path: Path) -> Format:
     if ending is None:
         raise InputError(f"{path}: unsupported file ending; use one of {', '.join(FORMATS)}")
     with reading(path, FORMATS[ending].kind):
-        file_size(path)
+        if not file_size(path):
+            raise InputError(f"{path}: is empty; copy or export it again")
         start, packed = start_of(path), is_packed(path)
     kind = kind_of(start)
     if kind is None:

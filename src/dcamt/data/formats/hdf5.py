@@ -55,9 +55,12 @@ def read(path: Path, dtype: Any, part: Part) -> Stored:
         values = array.astype(array.dtype.newbyteorder("=") if dtype is None else dtype)
         if channel is None:
             return Stored(values, affine)
+        values = np.moveaxis(values, channel, -1)
+        if values.shape[-1] == 1:  # which axis that is, nobody can doubt
+            return Stored(values, affine)
         which = "first" if channel == 0 else "last"
         remark = f"of the four axes of '{part}' the {which} is taken for the channels"
-        return Stored(np.moveaxis(values, channel, -1), affine, remarks=(remark,))
+        return Stored(values, affine, remarks=(remark,))
 
 
 def write(path: Path, array: Array, affine: Array) -> None:

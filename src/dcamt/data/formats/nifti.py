@@ -46,7 +46,7 @@ def read(path: Path, dtype: Any) -> Stored:
         shape, kind = header.get_data_shape(), header.get_data_dtype()
         offset = header.get_data_offset()
     if kind.kind not in "iuf":
-        raise InputError(f"{path}: holds colours or complex numbers; export it as one grey channel")
+        raise InputError(f"{path}: holds colours or complex numbers; save one number a voxel")
     if len(shape) < 3 or min(shape) < 1:
         raise InputError(
             f"{path}: a volume needs three axes, but this has shape {shape}; stack the slices first"

@@ -64,6 +64,9 @@ def read(path: Path, dtype: Any) -> Stored:
             raise ValueError("sizes")
         channel = _channel_axis(path, fields, sizes)
         affine, remarks = _affine(path, fields, channel)
+        kinds = fields.get("kinds", "").lower().split()
+        if channel is not None and kinds[channel : channel + 1] == ["time"]:
+            remarks += ("the header calls an axis time; its volumes are taken for channels",)
         detached = _beside(path, fields)
         if detached is not None:
             content, start = contents(detached), 0

@@ -1,8 +1,11 @@
 """What a reader takes from a file."""
 
+import re
 from dataclasses import dataclass
 
 from dcamt.data.formats.guard import Array
+
+NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,3 +37,13 @@ class Stored:
     affine: Array
     forms: Forms | None = None
     remarks: tuple[str, ...] = ()
+
+
+def gist(remark: str) -> str:
+    """A remark without its numbers, by which those of several files are told to be alike."""
+    return NUMBER.sub("#", remark)
+
+
+def numbers(remark: str) -> list[float]:
+    """The numbers of a remark, by which the worst of several alike is told."""
+    return [float(match[0]) for match in NUMBER.finditer(remark)]
