@@ -156,12 +156,16 @@ def _check_names(files: Mapping[str, Sequence[Path]]) -> None:
 
 
 def _refuse_existing(files: Mapping[str, Sequence[Path]], may_skip: bool, resume: bool) -> None:
-    existing = [path for own in files.values() for path in own if os.path.lexists(path)]
+    existing = _existing(files)
     if existing and not (resume and may_skip):
         more = ", or skip finished cases with --resume" if may_skip else ""
         raise InputError(
             f"{existing[0]}: exists already ({len(existing)} in all); choose another --out{more}"
         )
+
+
+def _existing(files: Mapping[str, Sequence[Path]]) -> list[Path]:
+    return [path for own in files.values() for path in own if os.path.lexists(path)]
 
 
 # ------------------------------------------------------------------------------ what it is made of
@@ -171,13 +175,18 @@ def _refuse_existing(files: Mapping[str, Sequence[Path]], may_skip: bool, resume
 def _recorded(
     out: Path, made_with: Mapping[str, Any], files: Mapping[str, Sequence[Path]]
 ) -> Iterator[None]:
-    """Hold the folder ``out``, and note there what its segmentations are made with."""
+    """Hold the folder ``out``, and note there what its segmentations are made with, if any are."""
     _refuse_others(out, made_with, files)
     with alone(out):
         _refuse_others(out, made_with, files)  # another may have begun in between
-        if not (out / RECORD).exists():
+        fresh = not (out / RECORD).exists()
+        if fresh:
             write_text(out / RECORD, json.dumps(made_with, indent=1) + "\n")
-        yield
+        try:
+            yield
+        finally:
+            if fresh and not _existing(files):
+                (out / RECORD).unlink()
 
 
 def _refuse_others(
@@ -185,9 +194,10 @@ def _refuse_others(
 ) -> None:
     """InputError if segmentations of another origin would lie beside the new ones."""
     if not os.path.lexists(out / RECORD):
-        for path in (path for own in files.values() for path in own if os.path.lexists(path)):
+        if existing := _existing(files):
             raise InputError(
-                f"{path}: exists already, and no {RECORD} says what made it; choose another --out"
+                f"{existing[0]}: exists already, and no {RECORD} says what made it; choose another "
+                "--out"
             )
         return
     kept = read_json(out / RECORD)
