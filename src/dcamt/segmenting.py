@@ -38,6 +38,8 @@ from dcamt.reporting.terminal import plain_console
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 RECORD = "predict.json"
 """Beside the segmentations of a folder: the weights and settings that made them."""
+_BARE = {RECORD, *Extras(True, True, True, True).folders()}
+"""What a folder may hold in which nothing is segmented yet."""
 
 
 def segment_scans(
@@ -161,12 +163,16 @@ def _check_names(files: Mapping[str, Sequence[Path]]) -> None:
 
 
 def _refuse_existing(files: Mapping[str, Sequence[Path]], may_skip: bool, resume: bool) -> None:
-    existing = [path for own in files.values() for path in own if os.path.lexists(path)]
+    existing = _existing(files)
     if existing and not (resume and may_skip):
         more = ", or skip finished cases with --resume" if may_skip else ""
         raise InputError(
             f"{existing[0]}: exists already ({len(existing)} in all); choose another --out{more}"
         )
+
+
+def _existing(files: Mapping[str, Sequence[Path]]) -> list[Path]:
+    return [path for own in files.values() for path in own if os.path.lexists(path)]
 
 
 # ------------------------------------------------------------------------------ what it is made of
@@ -176,12 +182,16 @@ def _refuse_existing(files: Mapping[str, Sequence[Path]], may_skip: bool, resume
 def _recorded(
     out: Path, made_with: Mapping[str, Any], files: Mapping[str, Sequence[Path]]
 ) -> Iterator[None]:
-    """Hold the folder ``out``, and note there what its segmentations are made with."""
+    """Hold the folder ``out``, and note there what its segmentations are made with, if any are."""
     _refuse_others(out, made_with, files)
     with alone(out):
         _refuse_others(out, made_with, files)  # another may have begun in between
         write_text(out / RECORD, json.dumps(made_with, indent=1) + "\n")
-        yield
+        try:
+            yield
+        finally:
+            if not _existing(files) and holds(out) <= _BARE:
+                (out / RECORD).unlink()
 
 
 def _refuse_others(
@@ -189,16 +199,17 @@ def _refuse_others(
 ) -> None:
     """InputError if segmentations of another origin would lie beside the new ones."""
     if not os.path.lexists(out / RECORD):
-        for path in (path for own in files.values() for path in own if os.path.lexists(path)):
+        if existing := _existing(files):
             raise InputError(
-                f"{path}: exists already, and no {RECORD} says what made it; choose another --out"
+                f"{existing[0]}: exists already, and no {RECORD} says what made it; choose another "
+                "--out"
             )
         return
-    if holds(out) <= {RECORD, *Extras(True, True, True, True).folders()}:
-        return  # nothing was segmented: the scans were refused, or it was killed before
     kept = read_json(out / RECORD)
     if not kept.keys() >= made_with.keys():
         raise InputError(f"{out / RECORD}: is not of `dcamt predict`; choose another --out")
+    if holds(out) <= _BARE:
+        return  # it was killed before anything was segmented
     for key, value in made_with.items():
         if kept[key] != value:
             differ = f"with {key} = {kept[key]}, not {value}"

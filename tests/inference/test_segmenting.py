@@ -102,6 +102,18 @@ def test_a_record_that_is_somebody_elses_stays(tiny_run, scans, tmp_path):
         assert content(out) == {RECORD: text.encode()}
 
 
+def test_where_nothing_could_be_segmented_other_weights_may_be_tried(
+    tiny_run, other_run, scans, tmp_path
+):
+    broken, out = tmp_path / "broken.nii.gz", tmp_path / "out"
+    broken.write_bytes((scans / "a.nii.gz").read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged"):
+        api.predict(other_run, broken, out, quiet=True)
+    assert set(content(out)) == {LOCK}
+    api.predict(tiny_run, scans, out, quiet=True)
+    assert set(content(out)) == {"a.nii.gz", "b.nii.gz", RECORD, LOCK}
+
+
 def test_the_record_says_what_made_them(tiny_run, scans, tmp_path):
     api.predict(tiny_run, scans, tmp_path / "out", quiet=True)
     record = json.loads((tmp_path / "out" / RECORD).read_text())
