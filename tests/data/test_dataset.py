@@ -263,8 +263,8 @@ def test_too_many_classes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has 129 classes"):
         read_dataset(folder(tmp_path, IMAGE, MSD | {"labels": labels}))
     with pytest.raises(InputError, match="has 129 classes"):
-        classes_from_values(range(129), tmp_path)
-    assert len(classes_from_values(range(128), tmp_path)) == 128
+        classes_from_values(dict.fromkeys(range(129), tmp_path), tmp_path)
+    assert len(classes_from_values(dict.fromkeys(range(128), tmp_path), tmp_path)) == 128
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -492,14 +492,14 @@ def test_values_that_are_no_classes(tmp_path: Path, values: list[int]) -> None:
     found = sorted(set(values))
     (error,) = looked_at(plain(tmp_path, a=values)).errors
     assert f"hold the values {found}" in error
+    odd = next(value for value in found if found.index(value) != value)
+    assert f"(look for {odd} in {tmp_path / 'labels' / 'a.nii.gz'})" in error
     assert "remap them, or declare the classes in a dataset.json" in error
 
 
 def test_empty_labels_are_said_to_be_empty(tmp_path: Path) -> None:
     (error,) = looked_at(plain(tmp_path, a=[0, 0], b=[0, 0])).errors
     assert "all labels are empty: they hold 0 (background) alone" in error
-    with pytest.raises(InputError, match="no label could be read"):
-        classes_from_values([], tmp_path)
 
 
 def test_hidden_labels_are_never_opened(tmp_path: Path) -> None:

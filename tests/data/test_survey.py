@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -112,6 +113,27 @@ def test_what_cannot_be_resampled_into_memory_is_an_error_to_both(tmp_path):
     (error,) = inspect(root).errors
     assert "memory" in error
     assert train_refuses(root) == error
+
+
+def turned_by(degrees: float) -> np.ndarray:
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.eye(4)
+    turn[:2, :2] = (cosine, -sine), (sine, cosine)
+    return turn @ AFFINE
+
+
+def test_what_is_odd_alike_is_one_warning_with_the_worst_of_its_numbers(tmp_path):
+    root = write(tmp_path / "set", {c: block() for c in "abc"} | {"u": None})
+    for name, degrees in (("a", 10), ("b", 20), ("u", 5)):
+        for path in root.glob(f"*/{name}.nii.gz"):
+            image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), AFFINE)
+            image.set_sform(turned_by(degrees), 4)
+            image.set_qform(AFFINE, 1)
+            nib.save(image, path)
+    (warning,) = inspect(root).warnings
+    assert warning.startswith("a, b, u (3 of 4 cases, worst in b): sform and qform")
+    worst = np.linalg.norm((turned_by(20) - AFFINE) @ [19, 17, 15, 1])
+    assert f"by up to {worst:.3g} mm" in warning
 
 
 def test_a_class_that_cannot_be_learnt_is_a_warning_of_training_too(tmp_path, cli):

@@ -265,23 +265,23 @@ def no_label(root: Path) -> str:
     )
 
 
-def classes_from_values(values: Iterable[int], root: Path) -> tuple[str, ...]:
-    """Class names for the label values found in a data set without dataset.json.
+def classes_from_values(values: Mapping[int, Path], root: Path) -> tuple[str, ...]:
+    """Class names for the label values, each with a file that holds it, found in a data set.
 
     Raises InputError if they are not 0, 1, 2, ... with at least one foreground class.
     """
     found = sorted(values)
-    if not found:
-        raise InputError(f"{root}: no label could be read, so the classes are not known")
     if found == [0]:
         raise InputError(
             f"{root}: all labels are empty: they hold 0 (background) alone; check that they were "
             "saved, and that the right labels are shown"
         )
-    if found != list(range(len(found))):
+    odd = next((value for wanted, value in enumerate(found) if value != wanted), None)
+    if odd is not None:
         raise InputError(
             f"{root}: the labels hold the values {found}, but must hold 0 (background), 1, 2, ... "
-            "without gaps; remap them, or declare the classes in a dataset.json"
+            f"without gaps (look for {odd} in {values[odd]}); remap them, or declare the classes "
+            "in a dataset.json"
         )
     classes = ("background", *(f"class_{value}" for value in found[1:]))
     _check_count(classes, root)

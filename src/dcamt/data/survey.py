@@ -304,7 +304,12 @@ def _with_classes(dataset: Dataset, looks: Sequence[Look]) -> tuple[Dataset, lis
     """The data set with classes from the labels where dataset.json names none, and errors."""
     if all(case.label is None for case in dataset.cases):
         return dataset, [no_label(dataset.root)]
-    values = {value for look in looks for value in look.label_voxels or ()}
+    values = {
+        value: case.label
+        for case, look in zip(dataset.cases, looks, strict=True)
+        for value in look.label_voxels or ()
+        if case.label is not None
+    }
     if dataset.classes or not values:  # of labels that cannot be read, each is an error already
         return dataset, []
     try:
