@@ -447,7 +447,8 @@ def test_from_training_to_report(cli, phantoms, tmp_path, tiny):
     assert list((run / "tensorboard").glob("events*"))
 
     scores = json.loads((run / "validation.json").read_text())
-    assert scores == json.loads(json.dumps(evaluate(run / "validation", phantoms)))
+    again = json.loads(json.dumps(evaluate(run / "validation", phantoms)))
+    assert scores == again | {"not_predicted": 0}  # the labels of other cases are not its concern
     assert [row["case"] for row in scores["cases"]] == splits["val"]
 
     report = (run / "report.html").read_text()
@@ -477,6 +478,8 @@ def test_a_runs_configuration_repeats_the_run(cli, phantoms, tiny_run, tmp_path)
     args = ["train", phantoms, "--out", tmp_path / "again", "--splits", phantoms / "splits.json",
             "--config", tiny_run / "config.yaml", "--quiet"]  # fmt: skip
     code, _, err = cli(*args)
+    assert (code, "holds a plan" in err) == (2, True)  # which is never thrown away unseen
+    code, _, err = cli(*args, "--plan", tiny_run / "config.yaml")
     assert code == 0, err
     assert_equal(checkpoint_of(tmp_path / "again"), checkpoint_of(tiny_run))
     for name in ("config.yaml", "split.json"):

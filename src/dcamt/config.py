@@ -317,26 +317,29 @@ def load_recipe(
 ) -> Config:
     """Like load_config, for what a user writes, with the plan in the file ``plan`` if one is given.
 
-    Raises InputError for a recipe that holds a plan, and for settings that the plan decides.
+    Raises InputError for a recipe that holds another plan, and for settings that the plan decides.
     """
     config = load_config(path, overrides)
     source = str(path) if path else "configuration"
+    given = None if plan is None else load_plan(plan)
+    if config.plan is not None and config.plan == given:
+        return config  # a run's own configuration, to repeat it
     if config.plan is not None:
         raise InputError(
-            f"{source}: holds a plan, which a recipe cannot; give it as --plan {source}, and leave "
-            "the section 'plan' out of the recipe"
+            f"{source}: holds a plan, which a recipe cannot; give it as --plan {source} too, to "
+            "repeat a run, or leave the section 'plan' out"
         )
-    if plan is None:
+    if given is None:
         return config
-    given = config.data.model_dump()
-    planned = [key for key, value in DataConfig().model_dump().items() if given[key] != value]
+    data = config.data.model_dump()
+    planned = [key for key, value in DataConfig().model_dump().items() if data[key] != value]
     decided = [key for key in planned if key != "val_fraction"]
     if decided:
         raise InputError(
             f"{plan}: the plan decides data.{decided[0]}, which is set as well; leave one of them "
             "out"
         )
-    return config.model_copy(update={"plan": load_plan(plan)})
+    return config.model_copy(update={"plan": given})
 
 
 def load_plan(path: Path) -> Plan:

@@ -186,7 +186,8 @@ def _recorded(
     _refuse_others(out, made_with, files)
     with alone(out):
         _refuse_others(out, made_with, files)  # another may have begun in between
-        write_text(out / RECORD, json.dumps(made_with, indent=1) + "\n")
+        if not (out / RECORD).exists() or read_json(out / RECORD) != made_with:
+            write_text(out / RECORD, json.dumps(made_with, indent=1) + "\n")
         try:
             yield
         finally:

@@ -35,11 +35,14 @@ def test_the_mask_and_the_loss_against_a_slow_computation(
             errors += sum(float(s - t) ** 2 for s, t in pairs) / 2
     assert counted > 0
     assert iteration == 100 or counted < int(batch.inside_u.sum())
-    assert terms["consistency"].item() == pytest.approx(errors / counted, rel=1e-4)
+    # At the end the limit is the largest entropy there is: rounding decides on single voxels, and
+    # processors round differently.
+    rel = 1e-3 if iteration == 100 else 1e-4
+    assert terms["consistency"].item() == pytest.approx(errors / counted, rel=rel)
     share = counted / int(batch.inside_u.sum())
     assert terms["certain"].item() == pytest.approx(share, abs=1e-3)  # rounding, at ln 2
     total = terms["supervised"].item() + 0.7 * ramp * errors / counted
-    assert update.losses == [pytest.approx(total, rel=1e-4)]
+    assert update.losses == [pytest.approx(total, rel=rel)]
 
 
 def test_teacher_passes_differ_by_noise_and_by_dropout(build, plain_update, batch) -> None:
