@@ -288,7 +288,7 @@ def test_bad_series(tmp_path: Path, write_series, private, name: str) -> None:
 
 def test_a_series_is_no_label(tmp_path: Path, write_series) -> None:
     folder = write_series(tmp_path / "scan", ARRAY, AFFINE)
-    with pytest.raises(InputError, match="unsupported"):
+    with pytest.raises(InputError, match=r"no label is read from; convert it to one file"):
         read_label(folder)
 
 

@@ -399,7 +399,9 @@ def test_slices_among_scans_are_told_once_and_without_names(tmp_path, folder) ->
     images = tmp_path / "data" / "images"
     write_volume(images / "a.nii.gz", ARRAY, AFFINE)
     (images / "README.dcm").write_text("read me")
-    with pytest.raises(InputError, match="images: holds DICOM slices among the scans"):
+    with pytest.raises(
+        InputError, match=r"images: holds DICOM slices among the scans.* convert labels"
+    ):
         find_scans(images, 1)
     for path in folder.iterdir():
         shutil.copy(path, images)

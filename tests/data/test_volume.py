@@ -432,8 +432,10 @@ def test_a_label_lies_on_its_image_by_either_of_two_transforms() -> None:
         np.testing.assert_array_equal(found.array, label.array)
     with pytest.raises(InputError, match="voxels\\) from i"):
         aligned(image, Volume(label.array, 2 * other), Path("i"), Path("l"))
-    with pytest.raises(InputError, match=r"says nothing of its place in space .* unlike i; if it"):
+    with pytest.raises(InputError, match=r"^l: says nothing of its place in space .* unlike i;"):
         aligned(image, Volume(label.array, np.eye(4)), Path("i"), Path("l"))
+    with pytest.raises(InputError, match=r"^i: says nothing of its place in space .* unlike l;"):
+        aligned(Volume(image.array, np.eye(4)), label, Path("i"), Path("l"))
 
 
 def _shift(affine: np.ndarray, voxels: int) -> np.ndarray:

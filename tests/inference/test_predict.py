@@ -440,7 +440,9 @@ def test_one_channel_of_several_is_no_scan(tmp_path):
 def test_a_scan_with_more_channels_is_refused(tiny_run, tmp_path):
     image = nib.Nifti1Image(np.ones((16, 16, 16, 2), np.float32), np.eye(4))
     nib.save(image, tmp_path / "a.nii.gz")
-    with pytest.raises(InputError, match=r"a\.nii\.gz.*channel"):
+    with pytest.raises(
+        InputError, match=r"a\.nii\.gz.*channels is 2, but the run was trained on 1"
+    ):
         api.predict(tiny_run, tmp_path / "a.nii.gz", tmp_path / "out", quiet=True)
     assert not holds(tmp_path / "out")
 

@@ -69,7 +69,7 @@ def volumes_in(folder: Path, problems: list[str], unread: list[Path]) -> dict[st
     files: dict[str, Path] = {}
     loose = (
         f"{folder}: holds DICOM slices among the scans; put each series into a folder of its own "
-        "that bears the name of its case"
+        "that bears the name of its case, and convert labels to .nii.gz or .nrrd"
     )
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if is_of_the_system(path):

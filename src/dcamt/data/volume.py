@@ -225,11 +225,13 @@ def _refuse_grid(
             f"{label_path}: the {what} has {_size(label.shape)} voxels, but {image_path} has "
             f"{_size(image.shape)}; {advice}"
         )
-    if is_nowhere(label.affine) and not is_nowhere(image.affine):
+    if is_nowhere(label.affine) != is_nowhere(image.affine):
+        lost, other = label_path, image_path
+        if is_nowhere(image.affine):
+            lost, other = other, lost
         raise InputError(
-            f"{label_path}: the {what} says nothing of its place in space (voxels of 1 mm, origin "
-            f"0), unlike {image_path}; if it was made on that image's voxels, save it again with "
-            "the image's geometry"
+            f"{lost}: says nothing of its place in space (voxels of 1 mm, origin 0), unlike "
+            f"{other}; if the two have the same voxels, save it again with the other's geometry"
         )
     mm, voxels = apart(image.affine, affine, image.shape)
     raise InputError(
@@ -244,7 +246,12 @@ def _read(path: Path, dtype: Any, part: Part, series: int | None = None) -> Stor
     dtype None keeps the file's own.
     """
     check_fetched(path)
-    if path.is_dir() and part == "image" and dicom.is_series(path):
+    if path.is_dir() and dicom.is_series(path):
+        if part == "label":
+            raise InputError(
+                f"{path}: is a folder of DICOM slices, which no label is read from; convert it to "
+                "one file, such as .nii.gz or .nrrd"
+            )
         return dicom.read(path, series)
     with np.errstate(over="ignore", invalid="ignore"):
         stored = format_of(path).read(path, dtype, part)

@@ -22,7 +22,7 @@ from dcamt.data.space import (
     spacing_along,
     to_network,
 )
-from dcamt.data.volume import Volume, check_can_hold, check_channels, read_image, write_volume
+from dcamt.data.volume import Volume, check_can_hold, read_image, write_volume
 from dcamt.errors import InputError
 from dcamt.inference.peak import peak_memory
 from dcamt.inference.predictor import Predictor
@@ -76,7 +76,11 @@ def predict_case(
     plan = config.plan
     assert plan is not None
     image = read_image(images, series)
-    check_channels(image, plan.channels, images[0])
+    if len(image.array) != len(plan.channels):
+        raise InputError(
+            f"{images[0]}: the number of channels is {len(image.array)}, but the run was trained "
+            f"on {len(plan.channels)} ({', '.join(plan.channels)}); give a scan of just these"
+        )
     check_can_hold(output, image)
     check_memory(image, images[0], predictor, config, extras)
     array, placement = to_network(image, plan)
