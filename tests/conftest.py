@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import locale
 import os
 import shutil
 import subprocess
@@ -69,6 +70,14 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return 0 if code is None else code, out, err
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def own_locale() -> Iterator[None]:
+    """ITK's DICOM writer leaves the locale C behind, in which Python reads text as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")

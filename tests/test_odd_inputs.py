@@ -172,7 +172,7 @@ DATA_SETS = {
         plain(of_case({"a": along("LPS"), "b": along("LAS"), "u": along("RPI")}, nifti()))),
     "labels without a place": Kind(
         plain(label_of=nifti(np.eye(4))),
-        refused=("labels/.*: says nothing of its place in space .* save it again with the",) * 2),
+        refused=("labels/.*: says nothing of its place .* save it again with the other's",) * 2),
     "labels shifted by a voxel": Kind(
         plain(label_of=nifti(AFFINE + np.eye(4, k=3))), refused=(r"up to 1 mm \(1 vox",) * 2),
     "one-hot labels": Kind(
