@@ -202,7 +202,7 @@ def _oddities(image: Volume) -> Iterator[str]:
     if is_sheared(image.affine, image.shape):
         yield (
             f"the axes are {shear_angle(image.affine):.3g} degrees off a right angle; distances in "
-            "mm are measured as if they were not, and programs differ in how they show the scan"
+            "mm are measured as if it were right, and programs differ in how they show the scan"
         )
     if any(channel.min() == channel.max() for channel in image.array):
         yield "all intensities of a channel are equal; export the image again"
