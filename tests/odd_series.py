@@ -167,12 +167,18 @@ def in_one_file(folder: Path) -> None:
 
 def jpeg_2000(root: Path, write_series: WriteSeries) -> Path:
     """As SimpleITK writes it, at NOWHERE but for the slices' distance."""
-    folder, uid = root / "scan", generate_uid()
+    folder = root / "scan"
     folder.mkdir()
-    values = scan()
-    for k in range(SHAPE[2]):
+    write_jpeg_2000(folder, scan(), 1.5)
+    return folder
+
+
+def write_jpeg_2000(folder: Path, values: Array, distance: float) -> None:
+    """A series of (X, Y, Z) int16 as SimpleITK writes it, its slices ``distance`` mm apart."""
+    uid = generate_uid()
+    for k in range(values.shape[2]):
         image = SimpleITK.GetImageFromArray(values[:, :, k].T[None].copy())
-        tags = {"0008|0060": "MR", "0020|000e": uid, "0020|0032": f"0\\0\\{1.5 * k}",
+        tags = {"0008|0060": "MR", "0020|000e": uid, "0020|0032": f"0\\0\\{distance * k}",
                 "0020|0037": "1\\0\\0\\0\\1\\0", "0008|0016": MRImageStorage}  # fmt: skip
         for tag, value in tags.items():
             image.SetMetaData(tag, value)
@@ -182,7 +188,6 @@ def jpeg_2000(root: Path, write_series: WriteSeries) -> Path:
         writer.UseCompressionOn()
         writer.SetCompressor("JPEG2000")
         writer.Execute(image)
-    return folder
 
 
 def volumes(**files: Callable[[Path], object]) -> Draw:

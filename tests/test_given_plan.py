@@ -75,6 +75,16 @@ def test_a_data_set_in_a_recipe_must_be_the_one_that_is_given(cli, phantoms, tin
     assert "leave 'dataset' out of the recipe" in err
 
 
+def test_a_run_is_repeated_through_a_link_to_its_data_set(cli, phantoms, tiny_run, tmp_path):
+    (tmp_path / "link").symlink_to(phantoms)
+    own = tiny_run / "config.yaml"
+    code, _, err = cli(
+        *("train", tmp_path / "link", "--out", tmp_path / "run", "--config", own, "--plan", own),
+        *("--splits", phantoms / "splits.json", "--quiet"),
+    )
+    assert (code, err) == (0, "")
+
+
 def test_a_comparison_hands_its_plan_to_every_run(cli, phantoms, tiny, tiny_run, tmp_path):
     plan = change_plan(tiny_run, tmp_path / "plan.yaml", spacing=[1, 2, 2])
     pairs = [pair for pair in tiny if not pair.startswith(("data.", "method."))]

@@ -37,6 +37,7 @@ from dcamt.files import (
     read_json,
     refuse_links,
     remove_temporary,
+    same_folder,
     write_text,
 )
 from dcamt.jobs import Job, places, run_jobs
@@ -279,7 +280,7 @@ def _refuse_other(run: _Run) -> None:
         return
     begun, now = load_config(run.folder / "config.yaml"), run.config.dataset
     assert now is not None
-    if begun.dataset is None or not begun.dataset.exists() or not begun.dataset.samefile(now):
+    if begun.dataset is None or not same_folder(begun.dataset, now):
         raise InputError(
             f"{run.folder}: was begun with the data set {begun.dataset}, not {now}; put it or a "
             "link to it back there, or start a new comparison in another --out"

@@ -168,18 +168,28 @@ def _numerics() -> Iterator[Finding]:
     devices += [torch.device("cuda")] if torch.cuda.is_available() else []
     for device in devices:
         name = "processor" if device.type == "cpu" else "GPU"
-        wrong = wrong_shapes(BOTTLENECKS, torch.float32, device)
-        count = f"{len(BOTTLENECKS) - len(wrong)} of {len(BOTTLENECKS)} convolutions right"
-        text = f"{count}, forward and gradients"
-        if wrong:
-            text += f"; wrong first at {wrong[0]} voxels: do not train here, and report this"
-        yield Finding(f"float32, {name}", text, "wrong" if wrong else "ok")
-        wrong = wrong_shapes(BOTTLENECKS, torch.bfloat16, device)
-        count = f"{len(BOTTLENECKS) - len(wrong)} of {len(BOTTLENECKS)} convolutions right"
-        text = f"{count}, forward and gradients"
-        if wrong:
-            text += f"; wrong first at {wrong[0]} voxels: such layers are computed in float32"
-        yield Finding(f"bfloat16, {name}", text, "note" if wrong else "ok")
+        yield _convolutions(
+            f"float32, {name}", torch.float32, device, "wrong", "do not train here, and report this"
+        )
+        yield _convolutions(
+            f"bfloat16, {name}",
+            torch.bfloat16,
+            device,
+            "note",
+            "such layers are computed in float32",
+        )
+
+
+def _convolutions(
+    name: str, dtype: torch.dtype, device: torch.device, fault: Verdict, advice: str
+) -> Finding:
+    """How many bottlenecks are right in ``dtype``; ``fault`` and ``advice`` if one is not."""
+    wrong = wrong_shapes(BOTTLENECKS, dtype, device)
+    right, total = len(BOTTLENECKS) - len(wrong), len(BOTTLENECKS)
+    text = f"{right} of {total} convolutions right, forward and gradients"
+    if wrong:
+        text += f"; wrong first at {wrong[0]} voxels: {advice}"
+    return Finding(name, text, fault if wrong else "ok")
 
 
 def _matrix_products() -> Finding:

@@ -1,5 +1,7 @@
 """The one exception a user is meant to read."""
 
+from collections.abc import Sequence
+
 from dcamt.escape import printable
 
 _LONGEST = 1000
@@ -18,6 +20,12 @@ class InputError(Exception):
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 3 :]}"
         super().__init__(line)
+
+
+def first_of(problems: Sequence[str]) -> InputError:
+    """The error to raise for several problems: the first of them, and how many there are."""
+    more = f" ({len(problems)} such problems in all)" if problems[1:] else ""
+    return InputError(problems[0] + more)
 
 
 class Unwritable(InputError):

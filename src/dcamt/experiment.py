@@ -23,9 +23,18 @@ from dcamt.data.survey import survey
 from dcamt.engine import checkpoint
 from dcamt.engine.launch import launch_processes
 from dcamt.engine.train import check_sharing, choose_device, make_fabric, train
-from dcamt.errors import CannotHold, InputError
+from dcamt.errors import CannotHold, InputError, first_of
+from dcamt.escape import printable
 from dcamt.evaluation.evaluate import evaluate_files, write_json
-from dcamt.files import alone, holds, read_json, refuse_links, remove_temporary, write_text
+from dcamt.files import (
+    alone,
+    holds,
+    read_json,
+    refuse_links,
+    remove_temporary,
+    same_folder,
+    write_text,
+)
 from dcamt.inference.predict import LOWER, predict_case
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap
@@ -91,7 +100,7 @@ def train_run(
         versions = _versions(config)  # before the work: it refuses a device that is not there
         planned = plan_run(dataset, config, splits, labeled)
         for warning in () if quiet else planned.warnings:
-            print(f"warning: {InputError(warning)}", file=sys.stderr)
+            print(printable(f"warning: {warning}"), file=sys.stderr)
     with alone(out), safe_path():
         if not begun:
             _refuse_existing(out, resume)  # another may have begun while this one planned
@@ -274,11 +283,10 @@ def plan_run(
 ) -> Planned:
     """A run with everything filled in; writes nothing but the cache.
 
-
     Raises InputError for whatever would keep the run from training.
     """
     method = resolve_method(config.method)
-    if config.dataset is not None and config.dataset.absolute() != dataset.absolute():
+    if config.dataset is not None and not same_folder(config.dataset, dataset):
         raise InputError(
             f"the recipe names the data set {config.dataset}, but {dataset} is given; leave "
             "'dataset' out of the recipe"
@@ -289,8 +297,7 @@ def plan_run(
     training = (*split.labeled, *split.unlabeled)
     seen = survey(visible, training, config.data, plan=config.plan, keep=True)
     if seen.plan is None:
-        more = f" ({len(seen.errors)} such problems in all)" if seen.errors[1:] else ""
-        raise InputError(seen.errors[0] + more)
+        raise first_of(seen.errors)
     _check_statistics(seen.plan.patch, config)
     window_overlap(seen.plan.patch, config.predict)  # refuses a stride that skips voxels
     config = config.model_copy(
@@ -366,7 +373,7 @@ def _refuse_other_cases(
     """InputError if a run is to go on with another data set, or with other cases of it."""
     kept, split = planned.config, planned.split
     assert kept.dataset is not None
-    if dataset is not None and not (dataset.exists() and dataset.samefile(kept.dataset)):
+    if dataset is not None and not same_folder(dataset, kept.dataset):
         raise InputError(
             f"{run}: was begun with the data set {kept.dataset}, not {dataset}; give that one, or "
             "start a new run in another --out"

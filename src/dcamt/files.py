@@ -223,6 +223,11 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: is not plain text (UTF-8); save it as such") from None
 
 
+def same_folder(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one and the same folder, by a link perhaps."""
+    return first.exists() and second.exists() and first.samefile(second)
+
+
 def leads_nowhere(path: Path) -> bool:
     """Whether a path is a link to what is not there, as git-annex leaves what is not fetched.
 

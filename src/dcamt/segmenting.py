@@ -28,7 +28,7 @@ from dcamt.errors import InputError, Unwritable
 from dcamt.escape import printable
 from dcamt.experiment import load_run
 from dcamt.files import alone, holds, read_json, refuse_links, remove_abandoned, write_text
-from dcamt.inference.predict import LOWER, Extras, extra_files, predict_case
+from dcamt.inference.predict import EXTRA_FOLDERS, LOWER, Extras, extra_files, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import told_of_memory
@@ -38,7 +38,7 @@ from dcamt.reporting.terminal import plain_console
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 RECORD = "predict.json"
 """Beside the segmentations of a folder: the weights and settings that made them."""
-_BARE = {RECORD, *Extras(True, True, True, True).folders()}
+_BARE = {RECORD, *EXTRA_FOLDERS}
 """What a folder may hold in which nothing is segmented yet."""
 
 

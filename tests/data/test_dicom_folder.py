@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
@@ -35,6 +34,7 @@ from dcamt.data.formats import dicom
 from dcamt.data.scans import find_scans
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
+from odd_series import write_jpeg_2000
 
 ARRAY = np.random.default_rng(0).integers(-900, 900, (6, 5, 7)).astype(np.int16)
 AFFINE = np.diag([-0.9, -1.1, 2.5, 1])
@@ -327,19 +327,7 @@ def test_a_slope_for_every_slice_holds_for_compressed_ones(tmp_path, write_serie
 
 def test_jpeg_2000_as_itk_writes_it(tmp_path) -> None:
     array = np.random.default_rng(0).integers(-60, 60, (32, 24, 4)).astype(np.int16)
-    series = generate_uid()
-    for k in range(4):
-        image = SimpleITK.GetImageFromArray(array[:, :, k].T[None].copy())
-        elements = {"0008|0060": "MR", "0020|000e": series, "0020|0032": f"0\\0\\{2 * k}",
-                    "0020|0037": "1\\0\\0\\0\\1\\0", "0008|0016": MRImageStorage}  # fmt: skip
-        for tag, value in elements.items():
-            image.SetMetaData(tag, value)
-        writer = SimpleITK.ImageFileWriter()
-        writer.SetFileName(str(tmp_path / f"{k}.dcm"))
-        writer.KeepOriginalImageUIDOn()
-        writer.UseCompressionOn()
-        writer.SetCompressor("JPEG2000")
-        writer.Execute(image)
+    write_jpeg_2000(tmp_path, array, 2)
     found = read_image([tmp_path])
     np.testing.assert_array_equal(found.array[0], array)
     np.testing.assert_allclose(found.affine, np.diag([-1, -1, 2, 1]), atol=1e-6)

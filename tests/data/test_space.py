@@ -276,6 +276,7 @@ def test_labelled_voxels_that_the_crop_loses_are_counted(code):
     _, whole = place(image, "RAS", crop=False)
     assert lost_labels(Volume(label, affine), whole) == (0, 36)
     assert lost_labels(Volume(label * 0, affine), placement) == (0, 0)
+    assert lost_labels(Volume(label, affine), placement, ignore=2) == (0, 0)
 
 
 def test_zscore_has_mean_zero_and_variance_one():

@@ -236,6 +236,21 @@ def test_a_crop_that_is_asked_for_tells_what_it_takes_away(tmp_path):
     assert any("50% of the labelled voxels" in warning for warning in planned.warnings)
 
 
+def test_voxels_that_nobody_annotated_keep_no_scan_from_being_cropped(tmp_path):
+    label = np.where(block() > 0, block(), 255).astype(np.int16)
+    label[10:12] = 1  # within what is not zero
+    label[:8] = 255
+    described = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "organ": 1, "ignore": 255},
+    }
+    cases = {"a": label, "b": label, "u": None}
+    root = write(tmp_path / "set", cases, image=half_empty, json_=described)
+    planned = plan_run(root, load_config(None, SETTINGS), None, None)
+    assert planned.config.plan.crop is True
+    assert not any("cropped" in warning for warning in planned.warnings)
+
+
 def test_scans_are_cropped_where_no_label_is_lost(tmp_path):
     root = write(tmp_path / "set", {"a": block(), "b": block(), "u": None}, image=masked)
     assert plan_run(root, load_config(None, SETTINGS), None, None).config.plan.crop is True

@@ -35,7 +35,7 @@ from dcamt.data.folder import (
 )
 from dcamt.data.formats import ending_of, hdf5
 from dcamt.data.listing import listed_files, notes_on_training
-from dcamt.errors import InputError
+from dcamt.errors import InputError, first_of
 from dcamt.files import check_fetched
 
 MOST_GUESSED = 16
@@ -90,8 +90,7 @@ def read_dataset(root: Path) -> Dataset:
     """
     dataset, problems = scan_dataset(root)
     if problems:
-        more = f" ({len(problems)} such problems in all)" if problems[1:] else ""
-        raise InputError(problems[0] + more)
+        raise first_of(problems)
     return dataset
 
 

@@ -97,13 +97,15 @@ def label_to_network(label: Volume, placement: Placement, plan: Plan) -> NDArray
     return result.numpy()
 
 
-def lost_labels(label: Volume, placement: Placement) -> tuple[int, int]:
-    """Labelled voxels (values above 0) that the crop cuts away, and labelled voxels in all.
+def lost_labels(label: Volume, placement: Placement, ignore: int | None = None) -> tuple[int, int]:
+    """Labelled voxels that the crop cuts away, and labelled voxels in all.
 
-    The crop follows the image alone, so that training and prediction see one and the same; a label
-    outside it can be neither learnt nor found.
+    Labelled are values above 0 but ``ignore``, which says that nobody annotated a voxel. The crop
+    follows the image alone, so that training and prediction see one and the same; a label outside
+    it can be neither learnt nor found.
     """
-    labelled = reorient(label.array, placement.axes) > 0
+    values = reorient(label.array, placement.axes)
+    labelled = values > 0 if ignore is None else (values > 0) & (values != ignore)
     there = int(np.count_nonzero(labelled))
     return there - int(np.count_nonzero(labelled[placement.box])), there
 
@@ -113,7 +115,7 @@ def restore(values: torch.Tensor, placement: Placement) -> NDArray[np.float32]:
 
     Voxels outside the crop get 0.
     """
-    full = np.zeros((len(values), *_reoriented(placement)), np.float32)
+    full = np.zeros((len(values), *reoriented_shape(placement)), np.float32)
     for k in range(len(values)):  # one by one: a second copy of all of them would be the peak
         full[k, *placement.box] = _resample(values[k : k + 1].float(), placement.cropped)[0]
     return reorient(full, _inverse(placement.axes))
@@ -157,7 +159,8 @@ def _inverse(axes: NDArray[np.float64]) -> NDArray[np.float64]:
     return inverse
 
 
-def _reoriented(placement: Placement) -> Shape:
+def reoriented_shape(placement: Placement) -> Shape:
+    """Voxels of the whole scan along the prepared axes."""
     shape = [0, 0, 0]
     for axis, target in enumerate(placement.axes[:, 0].astype(int)):
         shape[target] = placement.shape[axis]

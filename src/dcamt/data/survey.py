@@ -25,7 +25,14 @@ from dcamt.data.dataset import (
 from dcamt.data.formats.stored import gist, numbers
 from dcamt.data.grid import is_nowhere
 from dcamt.data.plan import ANISOTROPIC, Fingerprint, check_plan, make_plan
-from dcamt.data.space import Shape, lost_labels, place, resampled_shape, spacing_along
+from dcamt.data.space import (
+    Shape,
+    lost_labels,
+    place,
+    reoriented_shape,
+    resampled_shape,
+    spacing_along,
+)
 from dcamt.data.volume import Volume, aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.memory import free_memory
@@ -77,14 +84,15 @@ class Grid:
 class Look:
     """What the files of one case show; what they do not tell is None or empty.
 
-    label_voxels: number of voxels by value. lost: labelled voxels where the image is cropped away.
-    foreground: (N, C) intensities of labelled voxels.
+    label_voxels: number of voxels by value. labelled: voxels of all classes. lost: those of them
+    where the image is cropped away. foreground: (N, C) intensities of labelled voxels.
     """
 
     name: str
     grid: Grid | None
     label_voxels: dict[int, int] | None
     lost: int
+    labelled: int
     foreground: NDArray[np.float32]
     intensities: tuple[Intensity, ...]
     remarks: tuple[str, ...]
@@ -209,17 +217,16 @@ def _look(case: Case, dataset: Dataset, data: DataConfig, intensities: bool, roo
         with _collecting(errors):
             if image is not None and label is not None:
                 label = aligned(image, label, case.images[0], case.label)
-    grid, lost = None, 0
+    grid, lost, labelled = None, 0, 0
     foreground = np.empty((0, len(image.array) if image else 1), np.float32)
     if image is not None:
         _, placement = place(image, data.orientation, crop=True)
-        _, whole = place(image, data.orientation, crop=False)
         share = float(np.count_nonzero((image.array != 0).any(0))) / image.array[0].size
         along = spacing_along(image, placement)
-        sizes = image.shape, image.spacing, whole.cropped, placement.cropped
+        sizes = image.shape, image.spacing, reoriented_shape(placement), placement.cropped
         grid = Grid(len(image.array), *sizes, along, share)
         if label is not None and not errors:
-            lost, _ = lost_labels(label, placement)
+            lost, labelled = lost_labels(label, placement, dataset.ignore)
             foreground = _foreground(image, label, dataset)
         if not errors:
             room.offer(case.name, image, label)
@@ -228,6 +235,7 @@ def _look(case: Case, dataset: Dataset, data: DataConfig, intensities: bool, roo
         grid,
         _count_values(label),
         lost,
+        labelled,
         foreground,
         tuple(map(_intensity, image.array)) if image is not None and intensities else (),
         tuple(_oddities(image, label)),
@@ -365,7 +373,7 @@ def _about_plan(looks: Sequence[Look], plan: Plan, data: DataConfig) -> list[str
     notes = []
     lost = [look for look in looks if look.lost]
     if lost and plan.crop:
-        share = sum(k.lost for k in lost) / sum(_labelled_voxels(k) for k in lost)
+        share = sum(k.lost for k in lost) / sum(k.labelled for k in lost)
         notes.append(
             f"{_names([k.name for k in lost])} ({len(lost)} of {len(looks)} cases): {share:.0%} of "
             "the labelled voxels lie where the scan is 0 and are cropped away; set data.crop=false"
@@ -380,10 +388,6 @@ def _about_plan(looks: Sequence[Look], plan: Plan, data: DataConfig) -> list[str
             "much of the scans is 0 (masked), so intensities are normalised over the rest alone"
         )
     return notes
-
-
-def _labelled_voxels(look: Look) -> int:
-    return sum(voxels for value, voxels in (look.label_voxels or {}).items() if value > 0)
 
 
 @contextmanager

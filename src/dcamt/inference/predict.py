@@ -31,6 +31,8 @@ from dcamt.memory import KEPT_UP_TO, check_fits, kept_memory
 from dcamt.ops.components import keep_largest
 
 DICOM_SEG = "dicom-seg"
+EXTRA_FOLDERS = ("probabilities", "uncertainty", DICOM_SEG)
+"""Beside the segmentations, for what is written beyond them."""
 LOWER = (
     "crop the scan, lower predict.batch in the run's config.yaml, or train with a coarser "
     "data.spacing or a smaller network.width"
@@ -50,8 +52,7 @@ class Extras:
     def folders(self) -> list[str]:
         """Folders beside the segmentations that will be written to."""
         wanted = (self.probabilities, self.uncertainty, self.dicom_seg)
-        names = ("probabilities", "uncertainty", DICOM_SEG)
-        return [name for name, on in zip(names, wanted, strict=True) if on]
+        return [name for name, on in zip(EXTRA_FOLDERS, wanted, strict=True) if on]
 
 
 def predict_case(

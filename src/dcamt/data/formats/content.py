@@ -9,14 +9,6 @@ START_BYTES = 1024
 GZIP = b"\x1f\x8b"
 _METAIMAGE = re.compile(rb"\s*(ObjectType|NDims|Comment|ObjectSubType|DimSize)\s*=")
 OTHERS = (
-    (
-        b"version https://git-lfs",
-        "a pointer of Git LFS; fetch the file with git lfs pull",
-    ),
-    (
-        b"/annex/objects/",
-        "a pointer of git-annex; fetch the file with git annex get",
-    ),
     (b"\x89PNG", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"II*\0", "a TIFF picture"),
