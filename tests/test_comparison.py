@@ -198,7 +198,6 @@ WRONG = {
     "a number twice": ({"labeled": [2, 2]}, "more than once"),
     "the ceiling alone": ({"labeled": "all"}, "add a number"),
     "more labels than there are": ({"labeled": [2, 40]}, "40"),
-    "fewer labels than a batch": ({"labeled": [1]}, "labeled_batch"),
     "options of a method that is not there": ({"set": ["method.heads=2"]}, "not compared"),
 }
 
