@@ -34,12 +34,12 @@ from dcamt.data.phantom import draw_phantom
 from dcamt.data.space import to_network
 from dcamt.data.volume import read_image, read_label
 from dcamt.evaluation.metrics import segmentation_metrics
-from dcamt.experiment import load_run
 from dcamt.inference.predict import restored_probabilities
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.vnet import Supervised
 from dcamt.networks.vnet import VNet
+from dcamt.runs.build import load_run
 
 CPU = torch.device("cpu")
 PATCH = (112, 112, 80)

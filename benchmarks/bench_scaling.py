@@ -27,10 +27,10 @@ from dcamt.data.dataset import read_dataset
 from dcamt.data.prepare import prepare
 from dcamt.data.volume import write_volume
 from dcamt.engine.train import make_fabric
-from dcamt.experiment import build_method
 from dcamt.files import write_text
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import make_predictor
+from dcamt.runs.build import build_method
 
 SHAPE = (64, 64, 48)
 PATCH = (48, 48, 32)

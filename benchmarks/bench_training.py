@@ -27,9 +27,10 @@ from dcamt.data.phantom import write_phantoms
 from dcamt.data.prepare import prepare
 from dcamt.data.survey import survey
 from dcamt.engine.train import make_fabric, train
-from dcamt.experiment import build_method
-from dcamt.methods.method import Batch, Method, Progress, Update
+from dcamt.methods.method import Method
 from dcamt.networks.vnet import channels_last
+from dcamt.runs.build import build_method
+from dcamt.types import Batch, Progress, Update
 
 LARGE, SMALL = (112, 112, 80), (48, 64, 48)
 WARM_UP = 1

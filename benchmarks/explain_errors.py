@@ -21,10 +21,10 @@ from dcamt.config import load_config
 from dcamt.data.dataset import read_dataset
 from dcamt.data.space import to_network
 from dcamt.data.volume import read_image, read_label
-from dcamt.experiment import load_run
 from dcamt.inference.predict import restored_probabilities
 from dcamt.inference.predictor import make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.runs.build import load_run
 
 Classes = NDArray[np.integer]
 

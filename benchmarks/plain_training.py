@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from dcamt.config import TrainConfig
-from dcamt.methods.method import AnyModule, Batch, Method, Progress
+from dcamt.methods.method import AnyModule, Method
+from dcamt.types import Batch, Progress
 
 WORKERS = 4  # what the scripts ask for
 

@@ -52,11 +52,12 @@ from dcamt.engine import checkpoint
 from dcamt.engine.train import make_optimizers
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate
-from dcamt.experiment import _read_run, build_method, load_run, resolve_method
+from dcamt.experiment import _read_run
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import make_predictor
 from dcamt.reporting.card import model_card
 from dcamt.reporting.run_folder import read_run
+from dcamt.runs.build import build_method, load_run, resolve_method
 
 MEMORY = 1 << 30
 """Bytes that reading a small file may take beyond what the process holds."""

@@ -21,11 +21,12 @@ from dcamt.data.prepare import Prepared
 from dcamt.engine.launch import launch_processes
 from dcamt.engine.train import Interrupted
 from dcamt.errors import InputError
-from dcamt.experiment import build_method, load_run, mean_dice
+from dcamt.experiment import mean_dice
 from dcamt.files import alone
 from dcamt.inference.predictor import make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
-from dcamt.losses.overlap import IGNORE
+from dcamt.runs.build import build_method, load_run
+from dcamt.types import IGNORE
 
 
 @pytest.fixture

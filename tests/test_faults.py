@@ -21,8 +21,8 @@ from dcamt.data.prepare import prepare
 from dcamt.data.volume import read_label, write_volume
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
-from dcamt.experiment import build_method
 from dcamt.files import LOCK, atomic, holds, remove_abandoned, write_text
+from dcamt.runs.build import build_method
 from dcamt.segmenting import RECORD
 
 PLAN = Plan(

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from dcamt.config import Config, MethodConfig, Section, load_config, save_config, validated
+from dcamt.config import Config, MethodConfig, load_config, save_config
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.patches import Batches
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.survey import survey
-from dcamt.engine import checkpoint
 from dcamt.engine.launch import launch_processes
 from dcamt.engine.train import check_sharing, choose_device, make_fabric, train
 from dcamt.errors import CannotHold, InputError, first_of
@@ -38,13 +37,13 @@ from dcamt.files import (
 from dcamt.inference.predict import LOWER, predict_case
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap
-from dcamt.losses.overlap import IGNORE
 from dcamt.memory import told_of_memory
-from dcamt.methods import METHODS
 from dcamt.methods.method import Method
-from dcamt.networks.vnet import STRIDE, VNet
+from dcamt.networks.vnet import STRIDE
 from dcamt.processes import safe_path
 from dcamt.reporting.report import write_report
+from dcamt.runs.build import build_method, check_fit, load_run, resolve_method
+from dcamt.types import IGNORE
 
 _WRITTEN = ("log.csv", "tensorboard", "validation")
 """What is written in place or below; all else is moved into place, which replaces a link."""
@@ -186,34 +185,6 @@ def _segment_validation(run: Path, planned: Planned, device: torch.device) -> No
     write_json(scores, run / "validation.json")
 
 
-def build_method(config: Config) -> Method:
-    """The configured method with weights drawn from the run's seed; InputError if unknown."""
-    assert config.plan is not None
-    options = _method_options(config.method)
-    network = partial(
-        VNet,
-        len(config.plan.channels),
-        len(config.plan.classes),
-        config.network.width,
-        dropout=config.network.dropout,
-    )
-    torch.manual_seed(config.seed)
-    return METHODS[config.method.name](options, network)
-
-
-def resolve_method(method: MethodConfig) -> MethodConfig:
-    """``method`` with every option it has; InputError if the name or an option is unknown."""
-    options = _method_options(method).model_dump(mode="json")
-    return MethodConfig.model_validate({"name": method.name, **options})
-
-
-def _method_options(method: MethodConfig) -> Section:
-    if method.name not in METHODS:
-        known = ", ".join(sorted(METHODS))
-        raise InputError(f"method {method.name[:50]!r} is unknown; known methods: {known}")
-    return validated(METHODS[method.name].Config, method.options, f"method {method.name}")
-
-
 def mean_dice(method: Method, cases: list[Prepared], config: Config) -> float:
     """Mean over cases and classes of Dice (fraction) on the prepared grid."""
     assert config.plan is not None
@@ -232,37 +203,6 @@ def mean_dice(method: Method, cases: list[Prepared], config: Config) -> float:
             if a.any() or b.any():
                 scores.append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
     return float(np.mean(scores)) if scores else 0.0
-
-
-def load_run(run: Path, weights: str = "last") -> tuple[Config, Method]:
-    """A trained run: its configuration and its method with ``last`` or ``best`` weights."""
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}: is not a run folder (no config.yaml); give one of `dcamt train`")
-    config = load_config(run / "config.yaml")
-    if config.plan is None:
-        raise InputError(f"{run}/config.yaml: has no plan; give a run that `dcamt train` wrote")
-    check_fit(config, run / f"{weights}.safetensors")
-    method = build_method(config)
-    checkpoint.load(run / f"{weights}.safetensors", method)
-    return config, method
-
-
-def check_fit(config: Config, weights: Path) -> None:
-    """InputError unless ``weights`` hold just what ``config`` describes.
-
-    Told from shapes alone: a stranger's configuration may describe a network of any size.
-    """
-    assert config.plan is not None
-    if any(size % STRIDE for size in config.plan.patch):
-        raise InputError(f"{weights.parent}/config.yaml: plan.patch is no multiple of {STRIDE}")
-    try:
-        with torch.device("meta"):
-            method = build_method(config)
-    except (RuntimeError, ValueError, OverflowError, TypeError, MemoryError):
-        raise InputError(
-            f"{weights.parent}/config.yaml: describes a network that cannot be built"
-        ) from None
-    checkpoint.check(weights, method)
 
 
 def _refuse_existing(out: Path, resume: bool) -> None:

@@ -26,7 +26,6 @@ from dcamt.data.scans import find_scans
 from dcamt.engine.train import make_fabric
 from dcamt.errors import InputError, Unwritable
 from dcamt.escape import printable
-from dcamt.experiment import load_run
 from dcamt.files import alone, holds, read_json, refuse_links, remove_abandoned, write_text
 from dcamt.inference.predict import EXTRA_FOLDERS, LOWER, Extras, extra_files, predict_case
 from dcamt.inference.predictor import Backend, make_predictor
@@ -34,6 +33,7 @@ from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
 from dcamt.reporting.terminal import plain_console
+from dcamt.runs.build import load_run
 
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 RECORD = "predict.json"

@@ -18,12 +18,12 @@ from dcamt.complexity import check_patch, check_sizes, count, method_names
 from dcamt.config import Config, MethodConfig, NetworkConfig, Normalization, Plan
 from dcamt.engine.train import Update, make_fabric, make_optimizers
 from dcamt.errors import InputError
-from dcamt.experiment import build_method
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
-from dcamt.methods.method import Batch, Progress
 from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent, safe_path
+from dcamt.runs.build import build_method
+from dcamt.types import Batch, Progress
 
 LATE = Progress(75, 100)
 """An iteration late in training, where every loss takes part."""

@@ -17,7 +17,7 @@ from dcamt.data.patches import (
     draw_matrix,
 )
 from dcamt.data.prepare import Prepared
-from dcamt.losses.overlap import IGNORE
+from dcamt.types import IGNORE
 
 FLIPS = [f for n in range(4) for f in itertools.combinations(range(3), n)]
 PLAIN = AugmentConfig(flip=(), rotate=False, intensity=0)

@@ -12,7 +12,7 @@ from dcamt.data.prepare import cache_folder, prepare
 from dcamt.data.space import label_to_network, to_network
 from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import InputError
-from dcamt.losses.overlap import IGNORE
+from dcamt.types import IGNORE
 
 AFFINE = np.array([[-1.5, 0, 0, 3], [0, 0.8, -1.2, -8], [0, 0.6, 1.6, 4], [0, 0, 0, 1]])
 

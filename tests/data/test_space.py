@@ -20,7 +20,7 @@ from dcamt.data.space import (
     to_network,
 )
 from dcamt.data.volume import Volume
-from dcamt.losses.overlap import IGNORE
+from dcamt.types import IGNORE
 
 AXES = (("R", "L"), ("A", "P"), ("S", "I"))
 CODES = [

@@ -22,9 +22,9 @@ from dcamt.engine.precision import (
 )
 from dcamt.engine.train import make_fabric
 from dcamt.methods import METHODS
-from dcamt.methods.method import Batch, Progress
 from dcamt.networks.convolution import Convolution, Pointwise, Upsampling
 from dcamt.networks.vnet import VNet, channels_last
+from dcamt.types import Batch, Progress
 
 PATCH = (32, 32, 16)
 BOTTLENECKS = list(itertools.product((1, 2, 3, 4, 5, 7), repeat=3))

@@ -34,8 +34,8 @@ from dcamt.engine.train import (
     train,
 )
 from dcamt.errors import InputError
-from dcamt.experiment import build_method
 from dcamt.losses.alignment import squared_distances
+from dcamt.runs.build import build_method
 
 METHODS = {
     **{name: [f"method.name={name}"] for name in methods.METHODS},

@@ -13,8 +13,8 @@ import torch
 
 from dcamt import api
 from dcamt.config import Normalization, Plan, load_config
-from dcamt.experiment import build_method
 from dcamt.methods import METHODS
+from dcamt.runs.build import build_method
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and limits")
 

@@ -13,11 +13,11 @@ from dcamt.config import PredictConfig
 from dcamt.data.scans import find_scans
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
-from dcamt.experiment import load_run
 from dcamt.files import LOCK, holds
 from dcamt.inference.predict import disagreement, entropy
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.runs.build import load_run
 from dcamt.segmenting import RECORD
 
 CPU = torch.device("cpu")

@@ -13,11 +13,11 @@ from torch import nn
 from dcamt import api
 from dcamt.config import Normalization, Plan
 from dcamt.errors import InputError
-from dcamt.experiment import load_run
 from dcamt.inference.predictor import make_predictor
 from dcamt.methods import METHODS
 from dcamt.networks.folding import fold_batch_norm
 from dcamt.networks.vnet import VNet
+from dcamt.runs.build import load_run
 
 # Only looked for: its import is the code's own to do.
 needs_openvino = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from dcamt.losses.evidential import (
     misleading_evidence,
     uncertainty,
 )
-from dcamt.losses.overlap import IGNORE
+from dcamt.types import IGNORE
 
 SHAPE = (2, 3, 2, 3, 2)  # B, K, X, Y, Z
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dcamt.losses.gradient_aware import ga_cross_entropy, ga_dice
-from dcamt.losses.overlap import IGNORE, cross_entropy, soft_dice
+from dcamt.losses.overlap import cross_entropy, soft_dice
+from dcamt.types import IGNORE
 
 SHAPE = (2, 3, 2, 3, 2)  # B, K, X, Y, Z
 

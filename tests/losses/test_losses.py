@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dcamt.losses.alignment import intra_inter, mmd, squared_distances
 from dcamt.losses.consistency import distillation, masked_mean, softmax_mse
-from dcamt.losses.overlap import IGNORE, cross_entropy, dice_ce, soft_dice
+from dcamt.losses.overlap import cross_entropy, dice_ce, soft_dice
+from dcamt.types import IGNORE
 
 SHAPE = (2, 3, 2, 3, 2)  # B, K, X, Y, Z
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dcamt.config import Section, TrainConfig
-from dcamt.losses.overlap import IGNORE
-from dcamt.methods.method import Batch, Method
+from dcamt.methods.method import Method
 from dcamt.networks.vnet import VNet
+from dcamt.types import IGNORE, Batch
 
 PATCH = (32, 16, 16)
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.losses.overlap import dice_ce
 from dcamt.methods.bcp import BCP, mix
-from dcamt.methods.method import Progress
 from dcamt.ops.components import keep_largest
 from dcamt.ops.mix import random_box
+from dcamt.types import IGNORE, Progress
 
 SELF_TRAINING = Progress(500, 1000)
 

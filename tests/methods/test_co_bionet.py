@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 
 from dcamt.config import TrainConfig
-from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.losses.overlap import dice_ce
 from dcamt.methods.co_bionet import CoBioNet
-from dcamt.methods.method import Progress
+from dcamt.types import IGNORE, Progress
 
 HALF = Progress(50, 100)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.losses.overlap import dice_ce
 from dcamt.methods.cpcl import CPCL, by_prototypes, read
-from dcamt.methods.method import Progress
+from dcamt.types import IGNORE, Progress
 
 HALF = Progress(50, 100)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcamt.losses.overlap import IGNORE, cross_entropy, dice_ce
+from dcamt.losses.overlap import cross_entropy, dice_ce
 from dcamt.methods.cps import CPS
-from dcamt.methods.method import Progress
+from dcamt.types import IGNORE, Progress
 
 
 def test_each_network_is_told_the_class_the_other_gives(build, plain_update, batch) -> None:

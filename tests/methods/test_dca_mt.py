@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from dcamt.losses.alignment import intra_inter, mmd
 from dcamt.losses.consistency import distillation
-from dcamt.losses.overlap import IGNORE, dice_ce, one_hot
+from dcamt.losses.overlap import dice_ce, one_hot
 from dcamt.methods import dca_mt
 from dcamt.methods.dca_mt import DCAMT, items
-from dcamt.methods.method import Batch, Progress
 from dcamt.networks.vnet import STRIDE
 from dcamt.ops.mix import random_box
+from dcamt.types import IGNORE, Batch, Progress
 
 SUPERVISED = {"supervised_teacher", "supervised_student"}
 ALIGNMENT = {"mmd", "intra", "inter"}
@@ -85,7 +85,7 @@ def test_terms_are_the_equations_on_both_branches(units, build, plain_update, ba
         logits_t, logits_s, features_t, features_s = method.pair(image, image)
     guess = logits_t[2:].argmax(1).masked_fill(~batch.inside_u, IGNORE)
     classes = torch.cat([batch.label_l, guess])
-    t, s, classes = items(features_t, features_s, one_hot(classes, 2), units, 0.2)
+    t, s, classes = items(features_t, features_s, one_hot(classes, 2), (16, 16, 16), units, 0.2)
     intra, inter = intra_inter(t, s, classes)
     expected = {
         "supervised_teacher": dice_ce(logits_t[:2], batch.label_l),
@@ -363,7 +363,7 @@ def test_tokens_are_bottleneck_voxels_classed_by_what_lies_below(
     share, expected, pair, classes
 ) -> None:
     """Foreground from ``share`` of the known voxels on; nothing known, no item."""
-    teacher, student, found = items(*pair, one_hot(classes, 3), "tokens", share)
+    teacher, student, found = items(*pair, one_hot(classes, 3), (16, 16, 16), "tokens", share)
     rows_t, rows_s, labels = [], [], []
     for b in range(2):
         for x in range(2):
@@ -382,7 +382,7 @@ def test_tokens_are_bottleneck_voxels_classed_by_what_lies_below(
 def test_samples_are_pooled_patches_with_their_main_foreground(pair, classes) -> None:
     classes = classes.clone()
     classes[0][classes[0] == 1] = 0  # background is most of patch 0, and 2 its foreground
-    teacher, student, found = items(*pair, one_hot(classes, 3), "samples", 0.1)
+    teacher, student, found = items(*pair, one_hot(classes, 3), (16, 16, 16), "samples", 0.1)
     for rows, features in ((teacher, pair[0]), (student, pair[1])):
         assert rows.shape == (2, 5)
         for b in range(2):
@@ -396,7 +396,7 @@ def test_samples_are_pooled_patches_with_their_main_foreground(pair, classes) ->
     assert found.tolist() == labels
     assert labels[0] == 2
     nothing = torch.zeros_like(classes)
-    assert items(*pair, one_hot(nothing, 3), "samples", 0.1)[2].tolist() == [0, 0]
+    assert items(*pair, one_hot(nothing, 3), (16, 16, 16), "samples", 0.1)[2].tolist() == [0, 0]
 
 
 def test_items_keep_the_gradient(pair, classes) -> None:

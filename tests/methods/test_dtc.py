@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from dcamt.losses.overlap import IGNORE, soft_dice
+from dcamt.losses.overlap import soft_dice
 from dcamt.methods.dtc import DTC
-from dcamt.methods.method import Progress
+from dcamt.types import IGNORE, Progress
 
 
 def test_terms_are_the_equations(build, plain_update, batch) -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.losses.overlap import dice_ce
 from dcamt.methods import dual_teacher
 from dcamt.methods.dual_teacher import DualTeacher, mix
-from dcamt.methods.method import Progress
 from dcamt.networks.vnet import VNet
+from dcamt.types import IGNORE, Progress
 
 EVEN, ODD = Progress(500, 1000), Progress(505, 1000)  # epochs 100 and 101 of 200
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dcamt.losses.evidential import evidential_cross_entropy, misleading_evidence
-from dcamt.losses.overlap import IGNORE, dice_ce, soft_dice
+from dcamt.losses.overlap import dice_ce, soft_dice
 from dcamt.methods.evil import EVIL, evidence_loss
-from dcamt.methods.method import Progress
+from dcamt.types import IGNORE, Progress
 
 
 def test_the_s_net_is_told_where_the_e_net_is_sure(build, plain_update, batch) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from dcamt.losses.gradient_aware import ga_cross_entropy, ga_dice
 from dcamt.losses.overlap import pseudo_label
 from dcamt.methods.ga import GA
-from dcamt.methods.method import Progress
+from dcamt.types import Progress
 
 
 def test_labels_teach_the_hardest_and_guesses_everywhere(build, plain_update, batch) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcamt.losses.overlap import IGNORE, dice_ce, soft_dice
+from dcamt.losses.overlap import dice_ce, soft_dice
 from dcamt.methods.mcf import MCF
-from dcamt.methods.method import Progress
+from dcamt.types import IGNORE, Progress
 
 ROLES = pytest.mark.parametrize("better", ["vnet", "resnet"])
 

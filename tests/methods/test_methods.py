@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from dcamt.config import Section
 from dcamt.losses.consistency import softmax_mse
-from dcamt.losses.overlap import IGNORE, dice_ce
+from dcamt.losses.overlap import dice_ce
 from dcamt.methods import METHODS, mcf
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.mean_teacher import MeanTeacher
-from dcamt.methods.method import Batch, Method, Progress, ema_, frozen_copy
+from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.methods.vnet import Supervised
 from dcamt.networks.vnet import STRIDE, VNet
+from dcamt.types import IGNORE, Batch, Progress
 
 LATE = Progress(900, 1000)
 

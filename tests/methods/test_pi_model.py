@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dcamt.methods.method import Progress
 from dcamt.methods.pi_model import PiModel
+from dcamt.types import Progress
 
 
 def test_two_passes_differ_and_both_learn(build, plain_update, batch) -> None:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dcamt.methods.method import Progress
 from dcamt.methods.pseudo_label import PseudoLabel
+from dcamt.types import Progress
 
 
 def test_the_loss_is_minus_the_log_of_the_highest_probability(build, plain_update, batch) -> None:

@@ -8,10 +8,10 @@ from torch.optim import SGD, Adam
 
 from dcamt.config import TrainConfig
 from dcamt.losses.consistency import masked_mse
-from dcamt.losses.overlap import IGNORE, soft_dice
-from dcamt.methods.method import Progress
+from dcamt.losses.overlap import soft_dice
 from dcamt.methods.sassnet import SASSNet
 from dcamt.ops.distance import signed_distances
+from dcamt.types import IGNORE, Progress
 
 HALF = Progress(50, 100)
 

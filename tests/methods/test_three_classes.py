@@ -12,7 +12,7 @@ from dcamt.data.dataset import read_dataset
 from dcamt.data.phantom import write_phantoms
 from dcamt.data.volume import read_image, read_label
 from dcamt.methods import METHODS
-from dcamt.methods.method import Batch, Progress
+from dcamt.types import Batch, Progress
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcamt.methods.method import Progress
 from dcamt.methods.ua_mt import UAMT, entropy
+from dcamt.types import Progress
 
 
 @pytest.mark.parametrize("iteration", [0, 40, 100])

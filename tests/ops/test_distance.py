@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from dcamt.losses.overlap import IGNORE
 from dcamt.ops.distance import signed_distance, signed_distances
+from dcamt.types import IGNORE
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dcamt.losses.overlap import IGNORE
 from dcamt.ops.mix import random_box, random_classes
+from dcamt.types import IGNORE
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 2 / 3, 1.0])

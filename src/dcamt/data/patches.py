@@ -17,8 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from dcamt.config import AugmentConfig, Patch, TrainConfig
 from dcamt.data.prepare import Prepared
-from dcamt.losses.overlap import IGNORE
-from dcamt.methods.method import Batch
+from dcamt.types import IGNORE, Batch
 
 _FOREGROUND_VOXELS = 1000
 """Foreground positions kept per case for the patches that must show some."""

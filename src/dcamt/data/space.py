@@ -18,8 +18,8 @@ from scipy.ndimage import binary_fill_holes
 from dcamt.config import Normalization, Plan
 from dcamt.data.grid import reorient
 from dcamt.data.volume import Volume
-from dcamt.losses.overlap import IGNORE
 from dcamt.memory import check_fits
+from dcamt.types import IGNORE
 
 Shape = tuple[int, int, int]
 Array = NDArray[Any]

@@ -16,7 +16,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from dcamt.memory import kept_memory
-from dcamt.methods.method import Batch, Method, Progress
+from dcamt.methods.method import Method
+from dcamt.types import Batch, Progress
 
 TOLERANCE = 0.05
 """Largest relative error (2-norm) of a right result; rounding to bfloat16 gives 0.3 to 0.7 %."""

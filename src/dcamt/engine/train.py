@@ -25,9 +25,10 @@ from dcamt.engine.log import TrainingLog
 from dcamt.engine.precision import use_float32_where_needed
 from dcamt.errors import InputError
 from dcamt.memory import KEPT_UP_TO, kept_memory
-from dcamt.methods.method import Method, Progress
+from dcamt.methods.method import Method
 from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent
+from dcamt.types import Progress
 
 
 class Interrupted(Exception):

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcamt.losses.consistency import masked_mean
-from dcamt.losses.overlap import IGNORE, one_hot
+from dcamt.losses.overlap import one_hot
+from dcamt.types import IGNORE
 
 
 def concentration(logits: Tensor) -> Tensor:

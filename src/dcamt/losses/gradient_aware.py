@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcamt.losses.overlap import IGNORE, one_hot
+from dcamt.losses.overlap import one_hot
+from dcamt.types import IGNORE
 
 
 def ga_dice(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:

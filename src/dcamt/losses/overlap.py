@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -1
-"""Label of a voxel that no loss and no metric counts: padding, or not annotated."""
+from dcamt.types import IGNORE
 
 
 def one_hot(label: Tensor, classes: int) -> Tensor:

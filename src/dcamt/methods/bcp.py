@@ -16,17 +16,16 @@ large); L_seg is 0.5 (cross-entropy + Dice) over both mixed volumes at once, whe
 one for each; pre-training takes the paper's share of the run, 2,000 of 17,000 iterations.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from dcamt.config import Fraction, Section
-from dcamt.losses.overlap import IGNORE, dice_ce
-from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
-from dcamt.networks.vnet import VNet
+from dcamt.losses.overlap import dice_ce
+from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.networks.backbone import Network
 from dcamt.ops.components import largest_components
 from dcamt.ops.mix import random_box
+from dcamt.types import IGNORE, Batch, Progress, Update
 
 
 class BCP(Method):
@@ -40,7 +39,7 @@ class BCP(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.student = network()
         self.teacher = frozen_copy(self.student)

@@ -20,8 +20,6 @@ the KL divergence, which has the gradient of the cross-entropy. L_sup is the pro
 1 (0.8 or 1 there); classes are by softmax; the critics' rate stays the same.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,10 +27,11 @@ from torch.optim import AdamW, Optimizer
 
 from dcamt.config import Fraction, Section, TrainConfig
 from dcamt.losses.consistency import distillation, masked_mean
-from dcamt.losses.overlap import IGNORE, dice_ce, one_hot
-from dcamt.methods.method import Batch, Method, Progress, Update
+from dcamt.losses.overlap import dice_ce, one_hot
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
 from dcamt.networks.critic import Critic
-from dcamt.networks.vnet import VNet
+from dcamt.types import IGNORE, Batch, Progress, Update
 
 
 class CoBioNet(Method):
@@ -50,7 +49,7 @@ class CoBioNet(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.first = network()
         self.second = network()

@@ -21,18 +21,17 @@ prototypes are of the whole batch, not of pairs of patches; and a class without 
 unlike as can be (cosine -1), while voxels of that class do not count.
 """
 
-from collections.abc import Callable
-
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
 from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import softmax_mse
-from dcamt.losses.overlap import IGNORE, cross_entropy, dice_ce, one_hot, pseudo_label
-from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
-from dcamt.networks.vnet import VNet
+from dcamt.losses.overlap import cross_entropy, dice_ce, one_hot, pseudo_label
+from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.networks.backbone import Backbone, Network
 from dcamt.ops.prototypes import cosine, prototypes
+from dcamt.types import IGNORE, Batch, Progress, Update
 
 
 class CPCL(Method):
@@ -49,7 +48,7 @@ class CPCL(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.student = network()
         self.teacher = frozen_copy(self.student)
@@ -78,7 +77,7 @@ class CPCL(Method):
         return self.student(image).float().softmax(1).unsqueeze(0)
 
 
-def read(network: VNet, image: Tensor) -> tuple[Tensor, Tensor]:
+def read(network: Backbone, image: Tensor) -> tuple[Tensor, Tensor]:
     """Features ``(B, D, X, Y, Z)`` that the last layer reads, and logits ``(B, K, X, Y, Z)``."""
     features = network.decode_features(*network.encode(image))
     return features, network.head(features)

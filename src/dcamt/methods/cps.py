@@ -10,15 +10,14 @@ better target) and its weight is 0.1 with a sigmoid ramp over the whole run, as 
 volumes. The evaluated network is the first.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from dcamt.config import Fraction, Section
 from dcamt.losses.overlap import cross_entropy, dice_ce, pseudo_label
-from dcamt.methods.method import Batch, Method, Progress, Update
-from dcamt.networks.vnet import VNet
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
+from dcamt.types import Batch, Progress, Update
 
 
 class CPS(Method):
@@ -30,7 +29,7 @@ class CPS(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.first = network()
         self.second = network()

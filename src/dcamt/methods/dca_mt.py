@@ -17,7 +17,6 @@ ones around them (``paste``). The paper's own reading is
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,11 +28,12 @@ from torch import Tensor, nn
 from dcamt.config import Fraction, Section
 from dcamt.losses.alignment import intra_inter, mmd
 from dcamt.losses.consistency import distillation
-from dcamt.losses.overlap import IGNORE, dice_ce, one_hot, pseudo_label
-from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
+from dcamt.losses.overlap import dice_ce, one_hot, pseudo_label
+from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.attention import CrossAttention
-from dcamt.networks.vnet import STRIDE, VNet
+from dcamt.networks.backbone import Backbone, Network, Stride
 from dcamt.ops.mix import random_box
+from dcamt.types import IGNORE, Batch, Progress, Update
 
 _COMPONENTS = {
     "base": frozenset[str](),
@@ -92,7 +92,7 @@ class DCAMT(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.uses = _COMPONENTS[config.components]
         student = network()
@@ -122,7 +122,8 @@ class DCAMT(Method):
         if "alignment" in self.uses:
             label = torch.where(x.label[n:] == IGNORE, teacher_picks, x.label[n:])
             votes = one_hot(torch.cat([batch.label_l, label]), self.pair.student.classes)
-            t, s, found = items(features_t, features_s, votes, c.units, c.foreground_share)
+            stride = self.pair.student.stride
+            t, s, found = items(features_t, features_s, votes, stride, c.units, c.foreground_share)
             terms["mmd"] = mmd(t, s, c.bandwidths)
             terms["intra"], terms["inter"] = intra_inter(t, s, found)
             loss = loss + ramp * (
@@ -162,7 +163,8 @@ class DCAMT(Method):
         size, device = batch.image_u.shape[2:], batch.image_u.device
         n = len(batch.image_u)
         places = torch.arange(n, device=device)
-        least = 2 if size.numel() == STRIDE**3 else 1  # one value has no variance to normalise by
+        bottleneck = size.numel() // math.prod(self.pair.student.stride)
+        least = 2 if bottleneck == 1 else 1  # one value has no variance to normalise by
         seen = max(least, math.ceil(n / self.config.boxes))
         of = places % seen  # the unlabelled patch in each place
         around = (places // seen + of) % len(batch.image_l)  # the labelled one around it
@@ -182,9 +184,9 @@ class DCAMT(Method):
 
 
 class Pair(nn.Module):
-    """Teacher and student V-Net, and what lets their bottlenecks look at each other."""
+    """Teacher and student, and what lets their bottlenecks look at each other."""
 
-    def __init__(self, teacher: VNet, student: VNet, exchange: CrossAttention | None):
+    def __init__(self, teacher: Backbone, student: Backbone, exchange: CrossAttention | None):
         super().__init__()
         self.teacher, self.student, self.exchange = teacher, student, exchange
 
@@ -210,7 +212,7 @@ class _Patches:
 
 
 def items(
-    teacher: Tensor, student: Tensor, voxels: Tensor, units: str, share: float
+    teacher: Tensor, student: Tensor, voxels: Tensor, stride: Stride, units: str, share: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Feature rows ``(N, D)`` of both branches and their classes ``(N,)``.
 
@@ -224,7 +226,7 @@ def items(
         foreground = voxels[:, 1:].sum((2, 3, 4))
         classes = torch.where(foreground.sum(1) > 0, foreground.argmax(1) + 1, 0)
         return teacher.float().mean((2, 3, 4)), student.float().mean((2, 3, 4)), classes
-    votes = F.avg_pool3d(voxels, STRIDE).movedim(1, -1).flatten(0, 3)
+    votes = F.avg_pool3d(voxels, stride).movedim(1, -1).flatten(0, 3)
     known = votes.sum(1)
     most, foreground = votes[:, 1:].max(1)
     classes = torch.where((most > 0) & (most >= share * known), foreground + 1, 0)

@@ -11,19 +11,18 @@ For several classes there is a map per foreground class. Unlike the authors' scr
 a patch does not hold has the map 1 (outside everywhere), not 0 (surface everywhere).
 """
 
-from collections.abc import Callable
-
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
 from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import masked_mse
-from dcamt.losses.overlap import IGNORE, soft_dice
-from dcamt.methods.method import Batch, Method, Progress, Update
-from dcamt.networks.distance_vnet import DistanceVNet
-from dcamt.networks.vnet import VNet
+from dcamt.losses.overlap import soft_dice
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
+from dcamt.networks.distance import WithDistance
 from dcamt.ops.distance import signed_distances
+from dcamt.types import IGNORE, Batch, Progress, Update
 
 
 class DTC(Method):
@@ -39,9 +38,9 @@ class DTC(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
-        self.network = DistanceVNet(network())
+        self.network = WithDistance(network())
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         c = self.config

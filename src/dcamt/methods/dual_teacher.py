@@ -22,7 +22,6 @@ volume drawn as their area; patches exchange voxels only where both are real; al
 sees passes in one batch; and the share of C is over the batch in both kinds of epochs.
 """
 
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -32,11 +31,12 @@ from torch.distributions import Beta
 
 from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import masked_mean
-from dcamt.losses.overlap import IGNORE, cross_entropy, dice_ce, pseudo_label
-from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
-from dcamt.networks.vnet import VNet
+from dcamt.losses.overlap import cross_entropy, dice_ce, pseudo_label
+from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.networks.backbone import Network
 from dcamt.ops.mix import random_box, random_classes
 from dcamt.ops.noise import jittered
+from dcamt.types import IGNORE, Batch, Progress, Update
 
 
 class DualTeacher(Method):
@@ -59,7 +59,7 @@ class DualTeacher(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[..., VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.student = network(dropout=config.dropout)
         teachers = [frozen_copy(self.student), frozen_copy(self.student)]

@@ -13,8 +13,6 @@ Dirichlet distribution a = e + 1 and the uncertainty u = K / sum_k a_k; the S-Ne
 other peers, where the authors schedule each network apart.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -26,8 +24,9 @@ from dcamt.losses.evidential import (
     uncertainty,
 )
 from dcamt.losses.overlap import dice_ce, pseudo_label, soft_dice
-from dcamt.methods.method import Batch, Method, Progress, Update
-from dcamt.networks.vnet import VNet
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
+from dcamt.types import Batch, Progress, Update
 
 
 class EVIL(Method):
@@ -42,7 +41,7 @@ class EVIL(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.e_net = network()
         self.s_net = network()

@@ -12,16 +12,15 @@ alone, its weight and ramp are those of our other peers, sums of Dice are over t
 classes are counted among the voxels that GACE keeps.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from dcamt.config import Fraction, Section
 from dcamt.losses.gradient_aware import ga_cross_entropy, ga_dice
 from dcamt.losses.overlap import pseudo_label
-from dcamt.methods.method import Batch, Method, Progress, Update
-from dcamt.networks.vnet import VNet
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
+from dcamt.types import Batch, Progress, Update
 
 
 class GA(Method):
@@ -40,7 +39,7 @@ class GA(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.first = network()
         self.second = network()

@@ -16,18 +16,17 @@ voxel by voxel. L_sup is the protocol's 0.5 (cross-entropy + Dice), and the squa
 over all classes.
 """
 
-from collections.abc import Callable
-
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
 from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import masked_mse
-from dcamt.losses.overlap import IGNORE, cross_entropy, one_hot, soft_dice
-from dcamt.methods.method import Batch, Method, Progress, Update
+from dcamt.losses.overlap import cross_entropy, one_hot, soft_dice
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
 from dcamt.networks.resnet import ResNet34
-from dcamt.networks.vnet import VNet
+from dcamt.types import IGNORE, Batch, Progress, Update
 
 
 class MCF(Method):
@@ -45,7 +44,7 @@ class MCF(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.vnet = network()
         v = self.vnet

@@ -6,17 +6,16 @@ softmax outputs is weighted 0.1 with a sigmoid ramp over the whole run. The eval
 the student.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
-from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
-from dcamt.networks.vnet import VNet
+from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.networks.backbone import Network
 from dcamt.ops.noise import noisy
+from dcamt.types import Batch, Progress, Update
 
 
 class MeanTeacher(Method):
@@ -29,7 +28,7 @@ class MeanTeacher(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.student = network()
         self.teacher = frozen_copy(self.student)

@@ -9,7 +9,6 @@ Consistency is on the unlabelled patches alone; noise (std 0.1 clipped to +-0.2)
 are those of Mean Teacher, which replaces q by a teacher. The network is evaluated without either.
 """
 
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -19,9 +18,10 @@ from torch import Tensor
 from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
-from dcamt.methods.method import Batch, Method, Progress, Update
-from dcamt.networks.vnet import VNet
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
 from dcamt.ops.noise import noisy
+from dcamt.types import Batch, Progress, Update
 
 
 class PiModel(Method):
@@ -36,7 +36,7 @@ class PiModel(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[..., VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.network = network(dropout=config.dropout)
 

@@ -8,15 +8,14 @@ networks", ICML workshop 2013, eqs. 14-16, for voxels:
 Weight and ramp are those of our other peers, where the paper's weight grows linearly to 3.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from dcamt.config import Fraction, Section
 from dcamt.losses.overlap import cross_entropy, dice_ce, pseudo_label
-from dcamt.methods.method import Batch, Method, Progress, Update
-from dcamt.networks.vnet import VNet
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
+from dcamt.types import Batch, Progress, Update
 
 
 class PseudoLabel(Method):
@@ -28,7 +27,7 @@ class PseudoLabel(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.network = network()
 

@@ -16,8 +16,6 @@ D has one logit, averages over the patch whatever its size, and is four times as
 64 channels, as published, for the usual 16.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,12 +23,13 @@ from torch.optim import Adam, Optimizer
 
 from dcamt.config import Fraction, Section, TrainConfig
 from dcamt.losses.consistency import masked_mse
-from dcamt.losses.overlap import IGNORE, soft_dice
-from dcamt.methods.method import Batch, Method, Progress, Update
+from dcamt.losses.overlap import soft_dice
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
 from dcamt.networks.discriminator import Discriminator
-from dcamt.networks.distance_vnet import DistanceVNet
-from dcamt.networks.vnet import VNet
+from dcamt.networks.distance import WithDistance
 from dcamt.ops.distance import signed_distances
+from dcamt.types import IGNORE, Batch, Progress, Update
 
 
 class SASSNet(Method):
@@ -43,11 +42,13 @@ class SASSNet(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[[], VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
-        vnet = network()
-        self.network = DistanceVNet(vnet)
-        self.discriminator = Discriminator(vnet.channels, vnet.classes - 1, 4 * vnet.width)
+        backbone = network()
+        self.network = WithDistance(backbone)
+        self.discriminator = Discriminator(
+            backbone.channels, backbone.classes - 1, 4 * backbone.width
+        )
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         return {

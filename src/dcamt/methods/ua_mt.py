@@ -13,7 +13,6 @@ network, the student, drops. The paper's ln 2 is ln K here, for any number of cl
 """
 
 import math
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -23,9 +22,10 @@ from torch import Tensor
 from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
-from dcamt.methods.method import Batch, Method, Progress, Update, ema_, frozen_copy
-from dcamt.networks.vnet import VNet
+from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.networks.backbone import Network
 from dcamt.ops.noise import noisy
+from dcamt.types import Batch, Progress, Update
 
 
 class UAMT(Method):
@@ -42,7 +42,7 @@ class UAMT(Method):
 
     config: Config
 
-    def __init__(self, config: Config, network: Callable[..., VNet]):
+    def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.student = network(dropout=config.dropout)
         self.teacher = frozen_copy(self.student)

@@ -3,20 +3,19 @@
 Milletari et al., 3DV 2016, in the form of dcamt.networks.vnet. With all labels it is the ceiling.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from dcamt.config import Section
 from dcamt.losses.overlap import dice_ce
-from dcamt.methods.method import Batch, Method, Progress, Update
-from dcamt.networks.vnet import VNet
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
+from dcamt.types import Batch, Progress, Update
 
 
 class Supervised(Method):
     """0.5 (cross-entropy + Dice) on the labelled half; the unlabelled half is not looked at."""
 
-    def __init__(self, config: Section, network: Callable[[], VNet]):
+    def __init__(self, config: Section, network: Network):
         super().__init__(config, network)
         self.network = network()
 

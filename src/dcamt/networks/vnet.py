@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from dcamt.networks.backbone import Backbone
 from dcamt.networks.convolution import Convolution, Pointwise, Upsampling
 
 STRIDE = 16
@@ -29,8 +30,8 @@ def _block(channels_in: int, channels: int, convolutions: int) -> nn.Sequential:
     return nn.Sequential(*(_unit(Convolution(i, o, 3, padding=1), o) for i, o in pairwise(sizes)))
 
 
-class VNet(nn.Module):
-    """The backbone of every method.
+class VNet(Backbone):
+    """The backbone of the literature.
 
     ``width`` is the number of channels at full resolution; it doubles at each of the four
     downsamplings. With 1 channel, 2 classes and width 16 it has 9,448,866 parameters. ``dropout``
@@ -38,10 +39,15 @@ class VNet(nn.Module):
     """
 
     def __init__(self, channels: int = 1, classes: int = 2, width: int = 16, dropout: float = 0.0):
-        super().__init__()
         widths = [width * 2**level for level in range(5)]
-        self.channels, self.classes, self.width = channels, classes, width
-        self.features = widths[-1]
+        super().__init__(
+            channels,
+            classes,
+            features=widths[-1],
+            width=width,
+            stride=(STRIDE, STRIDE, STRIDE),
+            dropout=dropout,
+        )
         self.encoder = nn.ModuleList(
             _block(channels if level == 0 else w, w, n)
             for level, (w, n) in enumerate(zip(widths, _ENCODER_CONVOLUTIONS, strict=True))
@@ -53,7 +59,6 @@ class VNet(nn.Module):
         self.decoder = nn.ModuleList(
             _block(w, w, n) for w, n in zip(widths[-2::-1], _DECODER_CONVOLUTIONS, strict=True)
         )
-        self.dropout = nn.Dropout3d(dropout)
         self.head = Pointwise(width, classes)
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -65,20 +70,12 @@ class VNet(nn.Module):
             x = block(down(x))
         return x, skips
 
-    def decode_features(self, features: Tensor, skips: list[Tensor]) -> Tensor:
-        """Bottleneck and skips to what a 1x1x1 head reads, ``(B, width, X, Y, Z)``."""
-        x = self.dropout(features)
+    def upsample(self, features: Tensor, skips: list[Tensor]) -> Tensor:
+        """Bottleneck and skips to what the head reads, ``(B, width, X, Y, Z)``."""
+        x = features
         for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = block(up(x) + skip)
-        return self.dropout(x)
-
-    def decode(self, features: Tensor, skips: list[Tensor]) -> Tensor:
-        """Bottleneck and skips to logits ``(B, K, X, Y, Z)``."""
-        return self.head(self.decode_features(features, skips))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """``(B, C, X, Y, Z)`` to logits ``(B, K, X, Y, Z)``."""
-        return self.decode(*self.encode(image))
+        return x
 
 
 def channels_last(module: nn.Module) -> None:

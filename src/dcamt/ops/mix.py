@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dcamt.losses.overlap import IGNORE
+from dcamt.types import IGNORE
 
 
 def random_box(shape: Sequence[int], share: float, device: torch.device) -> Tensor:

@@ -12,9 +12,9 @@ from dcamt.errors import InputError
 from dcamt.escape import markdown
 from dcamt.evaluation.metrics import heading, scale
 from dcamt.evaluation.statistics import metrics_of, over_seeds
-from dcamt.experiment import build_method
 from dcamt.reporting.run_folder import Run, read_run
 from dcamt.reporting.tables import DASH
+from dcamt.runs.build import build_method
 
 LONGEST_LICENCE = 200
 """Characters of a licence that are shown: some data sets state the whole text."""
