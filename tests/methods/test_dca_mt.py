@@ -402,7 +402,7 @@ def test_samples_are_pooled_patches_with_their_main_foreground(pair, classes) ->
 def test_items_keep_the_gradient(pair, classes) -> None:
     for units in ("tokens", "samples"):
         teacher = pair[0].clone().requires_grad_()
-        items(teacher, pair[1], one_hot(classes, 3), units, 0.1)[0].sum().backward()
+        items(teacher, pair[1], one_hot(classes, 3), (16, 16, 16), units, 0.1)[0].sum().backward()
         assert teacher.grad.abs().max() > 0
 
 
