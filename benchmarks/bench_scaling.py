@@ -26,7 +26,7 @@ from dcamt.config import Config, load_config
 from dcamt.data.dataset import read_dataset
 from dcamt.data.prepare import prepare
 from dcamt.data.volume import write_volume
-from dcamt.engine.train import make_fabric
+from dcamt.engine.device import make_fabric
 from dcamt.files import write_text
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import make_predictor

@@ -26,7 +26,8 @@ from dcamt.data.patches import Batches
 from dcamt.data.phantom import write_phantoms
 from dcamt.data.prepare import prepare
 from dcamt.data.survey import survey
-from dcamt.engine.train import make_fabric, train
+from dcamt.engine.device import make_fabric
+from dcamt.engine.train import train
 from dcamt.methods.method import Method
 from dcamt.networks.vnet import channels_last
 from dcamt.runs.build import build_method

@@ -29,7 +29,9 @@ from dcamt.data.patches import Batches
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, hide_labels
 from dcamt.engine.checkpoint import check
-from dcamt.engine.train import Interrupted, make_fabric, train
+from dcamt.engine.device import make_fabric
+from dcamt.engine.signals import Interrupted
+from dcamt.engine.train import train
 from dcamt.evaluation.metrics import segmentation_metrics
 from dcamt.experiment import plan_run
 from dcamt.files import read_text, write_text

@@ -49,7 +49,7 @@ from dcamt.data.prepare import prepare
 from dcamt.data.split import choose_split
 from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.engine import checkpoint
-from dcamt.engine.train import make_optimizers
+from dcamt.engine.trainer import make_optimizers
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate
 from dcamt.experiment import _read_run

@@ -19,7 +19,7 @@ from dcamt import api, experiment
 from dcamt.config import load_config
 from dcamt.data.prepare import Prepared
 from dcamt.engine.launch import launch_processes
-from dcamt.engine.train import Interrupted
+from dcamt.engine.signals import Interrupted
 from dcamt.errors import InputError
 from dcamt.experiment import mean_dice
 from dcamt.files import alone
@@ -179,8 +179,8 @@ def test_a_training_that_began_while_another_planned_is_left_alone(trained, tmp_
 FAILURES = [
     ("dcamt.errors.InputError: a.nii: is broken; mend it", None, InputError, "mend it"),
     ("dcamt.errors.Unwritable: out: cannot be written", signal.SIGTERM, InputError, "written"),
-    ("dcamt.engine.train.Interrupted: stopped by SIGINT", None, Interrupted, "SIGTERM"),
-    ("dcamt.engine.train.Interrupted: stopped by SIGINT", signal.SIGINT, Interrupted, "SIGINT"),
+    ("dcamt.engine.signals.Interrupted: stopped by SIGINT", None, Interrupted, "SIGTERM"),
+    ("dcamt.engine.signals.Interrupted: stopped by SIGINT", signal.SIGINT, Interrupted, "SIGINT"),
     ("RuntimeError: a bug", signal.SIGTERM, ProcessRaisedException, "a bug"),
     ("", signal.SIGTERM, Interrupted, "SIGTERM"),
     ("", None, InputError, "died"),

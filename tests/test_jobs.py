@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from dcamt.engine.train import Interrupted
+from dcamt.engine.signals import Interrupted
 from dcamt.errors import InputError
 from dcamt.jobs import Job, places, run_jobs
 

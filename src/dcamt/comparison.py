@@ -24,7 +24,7 @@ from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.formats import ending_of
 from dcamt.data.split import Split, choose_split
 from dcamt.data.volume import aligned, read_image, read_label
-from dcamt.engine.train import choose_device
+from dcamt.engine.device import choose_device
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
 from dcamt.evaluation.metrics import METRICS

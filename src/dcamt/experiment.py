@@ -20,8 +20,9 @@ from dcamt.data.patches import Batches
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.survey import survey
+from dcamt.engine.device import check_sharing, choose_device, make_fabric
 from dcamt.engine.launch import launch_processes
-from dcamt.engine.train import check_sharing, choose_device, make_fabric, train
+from dcamt.engine.train import train
 from dcamt.errors import CannotHold, InputError, first_of
 from dcamt.escape import printable
 from dcamt.evaluation.evaluate import evaluate_files, write_json

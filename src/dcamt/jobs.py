@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dcamt.engine.train import Interrupted, catch_signals
+from dcamt.engine.signals import Interrupted, catch_signals
 from dcamt.errors import InputError
 from dcamt.files import append
 from dcamt.processes import child_environment

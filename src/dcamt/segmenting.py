@@ -23,7 +23,7 @@ from dcamt.data.formats.dicom_seg import check_sources
 from dcamt.data.formats.stored import gist
 from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.scans import find_scans
-from dcamt.engine.train import make_fabric
+from dcamt.engine.device import make_fabric
 from dcamt.errors import InputError, Unwritable
 from dcamt.escape import printable
 from dcamt.files import alone, holds, read_json, refuse_links, remove_abandoned, write_text

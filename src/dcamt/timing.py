@@ -16,7 +16,8 @@ import torch
 from dcamt.comparison import BASELINE, parse_rows
 from dcamt.complexity import check_patch, check_sizes, count, method_names
 from dcamt.config import Config, MethodConfig, NetworkConfig, Normalization, Plan
-from dcamt.engine.train import Update, make_fabric, make_optimizers
+from dcamt.engine.device import make_fabric
+from dcamt.engine.trainer import Update, make_optimizers
 from dcamt.errors import InputError
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities

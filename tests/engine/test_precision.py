@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
+from dcamt.engine.device import make_fabric
 from dcamt.engine.precision import (
     Layer,
     compute_in_float32,
@@ -20,7 +21,6 @@ from dcamt.engine.precision import (
     use_float32_where_needed,
     wrong_shapes,
 )
-from dcamt.engine.train import make_fabric
 from dcamt.methods import METHODS
 from dcamt.networks.convolution import Convolution, Pointwise, Upsampling
 from dcamt.networks.vnet import VNet, channels_last

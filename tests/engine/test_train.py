@@ -24,15 +24,10 @@ from dcamt.data.prepare import prepare
 from dcamt.data.split import choose_split, hide_labels
 from dcamt.data.survey import survey
 from dcamt.engine import checkpoint
-from dcamt.engine.train import (
-    Interrupted,
-    Update,
-    choose_device,
-    is_stopped,
-    learning_rate,
-    make_fabric,
-    train,
-)
+from dcamt.engine.device import choose_device, make_fabric
+from dcamt.engine.signals import Interrupted
+from dcamt.engine.train import is_stopped, train
+from dcamt.engine.trainer import Update, learning_rate
 from dcamt.errors import InputError
 from dcamt.losses.alignment import squared_distances
 from dcamt.runs.build import build_method
@@ -392,9 +387,9 @@ def test_processes_leave_together_every_tenth_iteration():
         return torch.stack([mine, torch.tensor(signal.SIGTERM)])
 
     two = SimpleNamespace(world_size=2, device="cpu", all_gather=gathered)
-    assert [is_stopped([], two, step) for step in (0, 8, 9, 10)] == [0, 0, signal.SIGTERM, 0]
+    assert [is_stopped([], two, done) for done in (1, 9, 10, 11)] == [0, 0, signal.SIGTERM, 0]
     one = SimpleNamespace(world_size=1)
-    assert [is_stopped(seen, one, 0) for seen in ([], [2, 15])] == [0, 2]
+    assert [is_stopped(seen, one, 1) for seen in ([], [2, 15])] == [0, 2]
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch.distributed import DistNetworkError
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from dcamt.engine.train import Interrupted, catch_signals
+from dcamt.engine.signals import Interrupted, catch_signals
 from dcamt.errors import InputError, Unwritable
 from dcamt.processes import die_with_parent
 

@@ -3,16 +3,16 @@
 import csv
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from dcamt.engine.events import Events
+from dcamt.engine.trainer import Done
 from dcamt.errors import InputError
 from dcamt.files import append, read_text, write_text
 
@@ -21,11 +21,8 @@ _FLUSH_EVERY = 10
 
 @dataclass
 class _Entry:
-    iteration: int
+    done: Done
     seconds: float
-    learning_rate: float
-    terms: dict[str, Tensor]
-    cases: tuple[str, ...]
     val_dice: float | None = None
 
 
@@ -74,35 +71,33 @@ class TrainingLog:
         if self.events:
             self.events.close()
 
-    def add(
-        self, iteration: int, rate: float, terms: dict[str, Tensor], cases: tuple[str, ...]
-    ) -> None:
-        """Note the terms of one iteration (counted from 1)."""
+    def add(self, done: Done) -> None:
+        """Note the terms of an iteration."""
         if len(self.waiting) >= _FLUSH_EVERY:
             self.flush()
         seconds = self.earlier_seconds + time.monotonic() - self.begin
-        detached = {name: value.detach() for name, value in terms.items()}
-        self.waiting.append(_Entry(iteration, seconds, rate, detached, cases))
+        detached = {name: value.detach() for name, value in done.terms.items()}
+        self.waiting.append(_Entry(replace(done, terms=detached), seconds))
 
     def validation(self, dice: float) -> None:
         """Note the validation Dice (fraction) after the iteration added last."""
         self.waiting[-1].val_dice = dice
         if self.plain:
-            iteration = self.waiting[-1].iteration
+            iteration = self.waiting[-1].done.iteration
             self.plain.print(f"iteration {iteration}: validation Dice {100 * dice:.2f} %")
 
     def check(self) -> None:
         """InputError if a term that waits is not finite."""
         for entry in self.waiting:
-            _numbers(entry)
+            _numbers(entry.done)
 
     def flush(self) -> None:
         """Write what waits; InputError if a term is not finite."""
         entries, self.waiting = self.waiting, []
-        rows = [(entry, _numbers(entry)) for entry in entries]
+        rows = [(entry, _numbers(entry.done)) for entry in entries]
         if not rows or self.events is None:
             return
-        terms = list(entries[0].terms)
+        terms = list(entries[0].done.terms)
         fresh = not self.path.exists()
         with append(self.path) as file:
             table = csv.writer(file)
@@ -110,14 +105,14 @@ class TrainingLog:
                 table.writerow(["iteration", "seconds", "learning_rate", *terms, "val_dice"])
             for entry, values in rows:
                 dice = "" if entry.val_dice is None else f"{entry.val_dice:.6f}"
-                numbers = [f"{v:.6g}" for v in (entry.learning_rate, *values)]
-                table.writerow([entry.iteration, f"{entry.seconds:.2f}", *numbers, dice])
+                numbers = [f"{v:.6g}" for v in (entry.done.learning_rate, *values)]
+                table.writerow([entry.done.iteration, f"{entry.seconds:.2f}", *numbers, dice])
                 for name, value in zip(terms, values, strict=True):
-                    self.events.add(f"loss/{name}", value, entry.iteration)
+                    self.events.add(f"loss/{name}", value, entry.done.iteration)
                 if entry.val_dice is not None:
-                    self.events.add("validation/dice", entry.val_dice, entry.iteration)
+                    self.events.add("validation/dice", entry.val_dice, entry.done.iteration)
         self.events.flush()
-        self._show(entries[-1].iteration, dict(zip(terms, values, strict=True)))
+        self._show(entries[-1].done.iteration, dict(zip(terms, values, strict=True)))
 
     def _show(self, iteration: int, values: dict[str, float]) -> None:
         seconds = time.monotonic() - self.begin
@@ -134,13 +129,13 @@ class TrainingLog:
             )
 
 
-def _numbers(entry: _Entry) -> list[float]:
-    values: list[float] = torch.stack([v.float() for v in entry.terms.values()]).tolist()
-    for name, value in zip(entry.terms, values, strict=True):
+def _numbers(done: Done) -> list[float]:
+    values: list[float] = torch.stack([v.float() for v in done.terms.values()]).tolist()
+    for name, value in zip(done.terms, values, strict=True):
         if not math.isfinite(value):
             raise InputError(
-                f"iteration {entry.iteration}: the loss '{name}' is {value} on cases "
-                f"{', '.join(entry.cases)}; the last checkpoint is kept: check these scans, lower "
+                f"iteration {done.iteration}: the loss '{name}' is {value} on cases "
+                f"{', '.join(done.cases)}; the last checkpoint is kept: check these scans, lower "
                 "train.learning_rate or train with train.precision=32-true"
             )
     return values

@@ -1,0 +1,51 @@
+"""Where to compute, in which precision, and in how many processes."""
+
+import logging
+import multiprocessing
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from dcamt.config import TrainConfig
+from dcamt.errors import InputError
+
+
+def choose_device(device: str, precision: str, devices: int = 1) -> tuple[str, str]:
+    """Resolve ``auto``: a GPU where there is one, in bfloat16 if it has units for that.
+
+    Raises InputError where there is no GPU, or fewer than ``devices``, and one was asked for.
+    """
+    present = torch.cuda.is_available()
+    if device == "cuda" and not present:
+        raise InputError("device = cuda: PyTorch sees no GPU here; use --device cpu or auto")
+    accelerator = "cuda" if present and device != "cpu" else "cpu"
+    if accelerator == "cuda" and devices > torch.cuda.device_count():
+        raise InputError(
+            f"train.devices = {devices}: PyTorch sees {torch.cuda.device_count()} GPU(s) here"
+        )
+    if precision == "auto":
+        fast = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if fast else "32-true"
+    return accelerator, precision
+
+
+def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
+    """Fabric on the resolved device; InputError if it is not there."""
+    accelerator, resolved = choose_device(device, precision, devices)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    kind: Any = resolved
+    strategy = "ddp_spawn" if devices > 1 else "auto"
+    return Fabric(accelerator=accelerator, devices=devices, precision=kind, strategy=strategy)
+
+
+def check_sharing(settings: TrainConfig) -> None:
+    """InputError if processes are wanted where the system has nothing that they could share."""
+    if settings.workers or settings.devices > 1:
+        try:
+            multiprocessing.Lock()
+        except OSError as error:
+            raise InputError(
+                f"/dev/shm: processes cannot share memory here ({error.strerror}); make it "
+                "writable, or set train.workers=0 and train.devices=1"
+            ) from None
