@@ -33,12 +33,12 @@ from dcamt.engine.device import make_fabric
 from dcamt.engine.signals import Interrupted
 from dcamt.engine.train import train
 from dcamt.evaluation.metrics import segmentation_metrics
-from dcamt.experiment import plan_run
 from dcamt.files import read_text, write_text
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.method import Method
 from dcamt.runs.build import build_method
+from dcamt.runs.plan import plan_run
 from dcamt.types import Progress
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")

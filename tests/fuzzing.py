@@ -52,12 +52,12 @@ from dcamt.engine import checkpoint
 from dcamt.engine.trainer import make_optimizers
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate
-from dcamt.experiment import _read_run
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import make_predictor
-from dcamt.reporting.card import model_card
 from dcamt.reporting.run_folder import read_run
 from dcamt.runs.build import build_method, load_run, resolve_method
+from dcamt.runs.card import model_card
+from dcamt.runs.resume import reopen
 
 MEMORY = 1 << 30
 """Bytes that reading a small file may take beyond what the process holds."""
@@ -158,7 +158,7 @@ def readers(place: Path, real: Path | None = None) -> list[Reader]:
         def look(folder: Path = folder) -> None:
             read_run(folder)
             model_card([folder])
-            _read_run(folder)
+            reopen(folder)
 
         seeds = [(run / name).read_bytes()]
         found.append(Reader(f"run folder, {name}", folder / name, seeds, change, look))

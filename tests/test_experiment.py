@@ -15,16 +15,17 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 import dcamt
-from dcamt import api, experiment
+from dcamt import api
 from dcamt.config import load_config
 from dcamt.data.prepare import Prepared
 from dcamt.engine.launch import launch_processes
 from dcamt.engine.signals import Interrupted
 from dcamt.errors import InputError
-from dcamt.experiment import mean_dice
 from dcamt.files import alone
 from dcamt.inference.predictor import make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.inference.validate import mean_dice
+from dcamt.runs import train as training
 from dcamt.runs.build import build_method, load_run
 from dcamt.types import IGNORE
 
@@ -161,15 +162,15 @@ def test_resume_refuses_other_cases(trained, phantoms, tmp_path):
 
 
 def test_a_training_that_began_while_another_planned_is_left_alone(trained, tmp_path, monkeypatch):
-    planned = experiment.plan_run
+    planned = training.plan_run
 
     def slowly(*args):
         found = planned(*args)
-        monkeypatch.setattr(experiment, "plan_run", planned)
+        monkeypatch.setattr(training, "plan_run", planned)
         trained(changes=["train.augment.intensity=0.2"])
         return found
 
-    monkeypatch.setattr(experiment, "plan_run", slowly)
+    monkeypatch.setattr(training, "plan_run", slowly)
     with pytest.raises(InputError, match="exists already"):
         trained()
     config = load_config(tmp_path / "run" / "config.yaml")

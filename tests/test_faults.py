@@ -23,7 +23,7 @@ from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.files import LOCK, atomic, holds, remove_abandoned, write_text
 from dcamt.runs.build import build_method
-from dcamt.segmenting import RECORD
+from dcamt.runs.predict import RECORD
 
 PLAN = Plan(
     channels=("MR",), classes=("background", "one"), ignore=None, orientation="RAS",

@@ -27,7 +27,7 @@ from dcamt.data.prepare import read_case
 from dcamt.data.volume import write_volume
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate
-from dcamt.experiment import Planned, plan_run
+from dcamt.runs.plan import Planned, plan_run
 from odd_inputs import (
     AFFINE,
     FLAT,

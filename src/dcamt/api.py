@@ -16,14 +16,14 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate as _evaluate
 from dcamt.evaluation.evaluate import write_json
 from dcamt.evaluation.metrics import METRICS
-from dcamt.experiment import train_run
-from dcamt.exporting import export_run
 from dcamt.files import read_json
 from dcamt.inference.predict import Extras
 from dcamt.inference.predictor import Backend
-from dcamt.reporting.card import model_card
 from dcamt.reporting.report import write_report
-from dcamt.segmenting import segment_scans
+from dcamt.runs.card import model_card
+from dcamt.runs.export import export_run
+from dcamt.runs.predict import segment_scans
+from dcamt.runs.train import train_run
 
 __all__ = [
     "ablate",

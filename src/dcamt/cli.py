@@ -285,7 +285,7 @@ def card(
     runs: Annotated[list[Path], typer.Argument(help="Run folder; several: the seeds of one.")],
 ) -> None:
     """Print a model card in Markdown: data, protocol, figures, limits, licence."""
-    from dcamt.reporting.card import model_card
+    from dcamt.runs.card import model_card
 
     typer.echo(model_card(runs), nl=False)
 

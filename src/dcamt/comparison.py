@@ -29,7 +29,6 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import write_json
 from dcamt.evaluation.metrics import METRICS
 from dcamt.evaluation.statistics import against_first, case_means, gap_closed, over_seeds
-from dcamt.experiment import plan_run, refuse_changes
 from dcamt.files import (
     alone,
     atomic,
@@ -47,6 +46,8 @@ from dcamt.reporting.run_folder import read_scores, segmentation_in
 from dcamt.reporting.tables import csv_text, latex, markdown
 from dcamt.reporting.terminal import plain_console
 from dcamt.runs.build import resolve_method
+from dcamt.runs.plan import plan_run
+from dcamt.runs.resume import refuse_changes
 
 BASELINE = "vnet"
 """With few labels the start, with all labels the end of the gap that a method may close."""

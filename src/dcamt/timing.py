@@ -15,7 +15,7 @@ import torch
 
 from dcamt.comparison import BASELINE, parse_rows
 from dcamt.complexity import check_patch, check_sizes, count, method_names
-from dcamt.config import Config, MethodConfig, NetworkConfig, Normalization, Plan
+from dcamt.config import MethodConfig, NetworkConfig, Normalization, Plan
 from dcamt.engine.device import make_fabric
 from dcamt.engine.trainer import Update, make_optimizers
 from dcamt.errors import InputError
@@ -23,6 +23,7 @@ from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent, safe_path
+from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
 from dcamt.types import Batch, Progress
 
@@ -131,7 +132,7 @@ def _configure(
     classes: int,
     width: int,
     device: str,
-) -> Config:
+) -> RunConfig:
     plan = Plan(
         channels=tuple(f"channel {i}" for i in range(channels)),
         classes=tuple(f"class {k}" for k in range(classes)),
@@ -143,14 +144,13 @@ def _configure(
         patch=patch,
     )
     network = NetworkConfig(width=width)
-    return Config.model_validate(
+    return RunConfig.model_validate(
         {"plan": plan, "method": method, "network": network, "device": device}
     )
 
 
-def _subject(config: Config) -> _Subject:
+def _subject(config: RunConfig) -> _Subject:
     """A method ready to train and to segment on the configured device."""
-    assert config.plan is not None
     fabric = make_fabric(config.device, "auto")
     method = build_method(config)
     channels_last(method.to(fabric.device))
@@ -167,19 +167,16 @@ def _subject(config: Config) -> _Subject:
 
     @cache  # made when first asked for: its copy of the weights is not part of training
     def predictor() -> Predictor:
-        assert config.plan is not None
         return make_predictor(method, config.plan, fabric.device)
 
     def segment() -> None:
-        assert config.plan is not None
         branch_probabilities(predictor(), volume, config.plan.patch, classes, config.predict)
 
     return _Subject(iterate, segment)
 
 
-def _batch(config: Config) -> Batch:
+def _batch(config: RunConfig) -> Batch:
     """Four patches of noise with a ball, cut across into the classes, as label."""
-    assert config.plan is not None
     patch, channels = config.plan.patch, len(config.plan.channels)
     classes = len(config.plan.classes)
     labeled = 4 if config.method.name == BASELINE else 2
@@ -215,7 +212,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _in_own_process(config: Config) -> int:
+def _in_own_process(config: RunConfig) -> int:
     """Bytes by which an iteration and all it needs make a fresh process grow."""
     context = multiprocessing.get_context("spawn")
     with (
@@ -225,7 +222,7 @@ def _in_own_process(config: Config) -> int:
         return pool.submit(partial(_growth, config)).result()
 
 
-def _growth(config: Config) -> int:
+def _growth(config: RunConfig) -> int:
     before = _peak()
     _subject(config).iterate()
     return _peak() - before

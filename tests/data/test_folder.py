@@ -14,7 +14,7 @@ from dcamt.data.inspect import inspect
 from dcamt.data.scans import find_scans
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate
-from dcamt.experiment import plan_run
+from dcamt.runs.plan import plan_run
 
 
 def touch(root: Path, *files: str) -> Path:

@@ -17,7 +17,7 @@ from dcamt.data.space import to_network
 from dcamt.data.survey import survey
 from dcamt.data.volume import Volume, write_volume
 from dcamt.errors import InputError
-from dcamt.experiment import plan_run
+from dcamt.runs.plan import plan_run
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 AFFINE[:3, 3] = 5, 6, 7

@@ -131,7 +131,7 @@ import numpy as np, torch
 from rich.console import Console
 from dcamt.data.dataset import Case
 from dcamt.errors import InputError
-from dcamt.segmenting import _segment
+from dcamt.runs.predict import _segment
 
 def work(images, output):
     {"numpy": partial(np.ones, 10**9), "torch": partial(torch.ones, 10**9),

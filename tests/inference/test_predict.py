@@ -18,7 +18,7 @@ from dcamt.inference.predict import disagreement, entropy
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.runs.build import load_run
-from dcamt.segmenting import RECORD
+from dcamt.runs.predict import RECORD
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from dcamt.data.volume import read_label, write_volume
 from dcamt.errors import InputError
 from dcamt.files import LOCK, alone
 from dcamt.inference.predict import DICOM_SEG, Extras, extra_files
-from dcamt.segmenting import RECORD
+from dcamt.runs.predict import RECORD
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ feature maps.
 
 import math
 
-from dcamt.config import Config
 from dcamt.data.space import Placement, Shape
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import count_windows
+from dcamt.records.run_folder import RunConfig
 
 FEATURE_MAPS = (4, 5)
 """Maps of full resolution and full width that one network, and two, hold at once for a window.
@@ -25,7 +25,7 @@ LIBRARIES = 60e6
 def peak_memory(
     placement: Placement,
     prepared: Shape,
-    config: Config,
+    config: RunConfig,
     predictor: Predictor,
     *,
     probabilities: bool = False,
@@ -39,7 +39,6 @@ def peak_memory(
     counts.
     """
     plan = config.plan
-    assert plan is not None
     channels, classes = len(plan.channels), len(plan.classes)
     scan, content, grid = (math.prod(s) for s in (placement.shape, placement.cropped, prepared))
     size = [max(n, side) for n, side in zip(prepared, plan.patch, strict=True)]

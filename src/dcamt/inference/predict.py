@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dcamt.config import Config
 from dcamt.data.formats import ending_of
 from dcamt.data.formats.dicom_seg import write_segmentation
 from dcamt.data.space import (
@@ -29,6 +28,7 @@ from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.memory import KEPT_UP_TO, check_fits, kept_memory
 from dcamt.ops.components import keep_largest
+from dcamt.records.run_folder import RunConfig
 
 DICOM_SEG = "dicom-seg"
 EXTRA_FOLDERS = ("probabilities", "uncertainty", DICOM_SEG)
@@ -57,7 +57,7 @@ class Extras:
 
 def predict_case(
     predictor: Predictor,
-    config: Config,
+    config: RunConfig,
     images: Sequence[Path],
     output: Path,
     extras: Extras = Extras(),
@@ -75,7 +75,6 @@ def predict_case(
     in a way that the format of ``output`` cannot hold.
     """
     plan = config.plan
-    assert plan is not None
     image = read_image(images, series)
     if len(image.array) != len(plan.channels):
         raise InputError(
@@ -125,11 +124,10 @@ def predict_case(
 
 
 def check_memory(
-    image: Volume, path: Path, predictor: Predictor, config: Config, extras: Extras
+    image: Volume, path: Path, predictor: Predictor, config: RunConfig, extras: Extras
 ) -> None:
     """InputError if the memory that is free cannot hold what comes after ``image`` was read."""
     plan = config.plan
-    assert plan is not None
     _, placement = place(image, plan.orientation, plan.crop)
     try:
         prepared = resampled_shape(placement.cropped, spacing_along(image, placement), plan)

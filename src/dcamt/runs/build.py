@@ -5,17 +5,17 @@ from pathlib import Path
 
 import torch
 
-from dcamt.config import Config, MethodConfig, Section, load_config, validated
+from dcamt.config import MethodConfig, Section, validated
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.networks.vnet import STRIDE, VNet
+from dcamt.records.run_folder import RunConfig, read_config
 
 
-def build_method(config: Config) -> Method:
+def build_method(config: RunConfig) -> Method:
     """The configured method with weights drawn from the run's seed; InputError if unknown."""
-    assert config.plan is not None
     options = _method_options(config.method)
     network = partial(
         VNet,
@@ -41,25 +41,20 @@ def _method_options(method: MethodConfig) -> Section:
     return validated(METHODS[method.name].Config, method.options, f"method {method.name}")
 
 
-def load_run(run: Path, weights: str = "last") -> tuple[Config, Method]:
+def load_run(run: Path, weights: str = "last") -> tuple[RunConfig, Method]:
     """A trained run: its configuration and its method with ``last`` or ``best`` weights."""
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}: is not a run folder (no config.yaml); give one of `dcamt train`")
-    config = load_config(run / "config.yaml")
-    if config.plan is None:
-        raise InputError(f"{run}/config.yaml: has no plan; give a run that `dcamt train` wrote")
+    config = read_config(run)
     check_fit(config, run / f"{weights}.safetensors")
     method = build_method(config)
     checkpoint.load(run / f"{weights}.safetensors", method)
     return config, method
 
 
-def check_fit(config: Config, weights: Path) -> None:
+def check_fit(config: RunConfig, weights: Path) -> None:
     """InputError unless ``weights`` hold just what ``config`` describes.
 
     Told from shapes alone: a stranger's configuration may describe a network of any size.
     """
-    assert config.plan is not None
     if any(size % STRIDE for size in config.plan.patch):
         raise InputError(f"{weights.parent}/config.yaml: plan.patch is no multiple of {STRIDE}")
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from dcamt.config import Config, PredictConfig, validated
+from dcamt.config import PredictConfig, validated
 from dcamt.data.dataset import Case
 from dcamt.data.folder import remarks_on
 from dcamt.data.formats import ending_of
@@ -32,6 +32,7 @@ from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
+from dcamt.records.run_folder import RunConfig
 from dcamt.reporting.terminal import plain_console
 from dcamt.runs.build import load_run
 
@@ -65,7 +66,6 @@ def segment_scans(
     config, method = load_run(run, weights)
     config = _with_windows(config, windows)
     plan = config.plan
-    assert plan is not None
     unread: list[Path] = []
     scans = find_scans(input, len(plan.channels), unread)
     if series is not None and not any(scan.images[0].is_dir() for scan in scans):
@@ -106,13 +106,12 @@ def segment_scans(
     return list(outputs.values())
 
 
-def _with_windows(config: Config, windows: Mapping[str, Any]) -> Config:
+def _with_windows(config: RunConfig, windows: Mapping[str, Any]) -> RunConfig:
     given = {key: value for key, value in windows.items() if value is not None}
     if "overlap" in given:
         given.setdefault("stride", None)  # the run's stride would win otherwise
     values = config.predict.model_dump() | given
     settings = validated(PredictConfig, values, "predict")
-    assert config.plan is not None
     window_overlap(config.plan.patch, settings)  # refuses a stride that skips voxels
     return config.model_copy(update={"predict": settings})
 
@@ -218,7 +217,7 @@ def _refuse_others(
             raise InputError(f"{out}: its segmentations were made {differ}; choose another --out")
 
 
-def _digest(config: Config, method: Method) -> str:
+def _digest(config: RunConfig, method: Method) -> str:
     """Tells one network, with its weights and what it takes as input, from any other."""
     what = config.model_dump_json(include={"plan", "method", "network"})
     digest = hashlib.sha256(what.encode())

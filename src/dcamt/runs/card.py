@@ -12,6 +12,7 @@ from dcamt.errors import InputError
 from dcamt.escape import markdown
 from dcamt.evaluation.metrics import heading, scale
 from dcamt.evaluation.statistics import metrics_of, over_seeds
+from dcamt.records.run_folder import read_config
 from dcamt.reporting.run_folder import Run, read_run
 from dcamt.reporting.tables import DASH
 from dcamt.runs.build import build_method
@@ -43,9 +44,7 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
                 f"{run.folder}: differs from {first.folder} in more than the seed; give runs of "
                 "one method, configuration and split"
             )
-    config = load_config(first.folder / "config.yaml")
-    if config.plan is None:
-        raise InputError(f"{first.folder}/config.yaml: has no plan; give a finished run")
+    config = read_config(first.folder)
     plan, train = config.plan, config.train
     with torch.device("meta"):
         method = build_method(config)

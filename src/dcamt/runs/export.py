@@ -9,8 +9,8 @@ from dcamt.config import config_text
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.files import atomic, holds, read_json, remove_temporary
-from dcamt.reporting.card import model_card
 from dcamt.runs.build import load_run
+from dcamt.runs.card import model_card
 
 
 def export_run(run: Path, out: Path, weights: str = "last", megabytes: float = 16) -> list[Path]:

@@ -1,0 +1,82 @@
+"""The files of a run folder that say what it is: its configuration, data and split."""
+
+import json
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from dcamt.config import Config, Plan, load_config, save_config
+from dcamt.data.dataset import Dataset
+from dcamt.data.split import Split
+from dcamt.errors import InputError
+from dcamt.files import holds, read_json, write_text
+
+CONFIG = "config.yaml"
+_FIRST = {"versions.json", "data.json", "split.json"}
+"""What is written before the configuration, by which a folder is known as a run."""
+
+
+class RunConfig(Config):
+    """The configuration of a run: with a plan. An exported run names no data set."""
+
+    plan: Plan
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run folder; InputError if it is none."""
+    if not (run / CONFIG).is_file():
+        raise InputError(f"{run}: is not a run folder (no {CONFIG}); give one of `dcamt train`")
+    config = load_config(run / CONFIG)
+    if config.plan is None:
+        raise InputError(f"{run}/{CONFIG}: has no plan; give a run that `dcamt train` wrote")
+    return RunConfig(**dict(config))
+
+
+def has_begun(run: Path) -> bool:
+    """Whether there is a run to continue."""
+    return (run / CONFIG).exists()
+
+
+def refuse_existing(out: Path, resume: bool) -> None:
+    """InputError unless ``out`` is empty, or holds what a run killed while it began left."""
+    held = holds(out)
+    if held and not (resume and "versions.json" in held and held <= _FIRST):
+        raise InputError(
+            f"{out}: exists already; choose another --out, or continue a run with --resume"
+        )
+
+
+def write_beginning(
+    out: Path, config: RunConfig, split: Split, dataset: Dataset, versions: dict[str, str]
+) -> None:
+    """Make ``out`` a run folder."""
+    data = {"name": dataset.name, "licence": dataset.licence}
+    write_text(out / "versions.json", json.dumps(versions, indent=1))
+    write_text(out / "data.json", json.dumps(data, indent=1))
+    write_text(out / "split.json", json.dumps(asdict(split), indent=1))
+    save_config(config, out / CONFIG)
+
+
+def read_split(run: Path, dataset: Dataset) -> Split:
+    """The split of a run; InputError if it is broken, or if ``dataset`` lacks a case or a label."""
+    labels = {case.name: case.label for case in dataset.cases}
+    values: dict[str, Any] = read_json(run / "split.json")
+    lists = {key: tuple(names) for key, names in values.items() if isinstance(names, list)}
+    try:
+        split = Split(**lists)
+        whole = lists.keys() == values.keys() and labels.keys() >= {*chain(*lists.values())}
+    except TypeError:  # other lists, or what no list of names holds
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{run}/split.json: is broken or names cases that {dataset.root} does not have; "
+            "start a new run"
+        )
+    for name in (*split.labeled, *split.val, *split.test):
+        if labels[name] is None:
+            raise InputError(
+                f"{dataset.root}: case {name} has lost its label, which the run began with; put "
+                "it back, or start a new run"
+            )
+    return split

@@ -1,0 +1,73 @@
+"""What a training will do, decided before its first iteration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dcamt.config import Config
+from dcamt.data.dataset import Dataset, read_dataset
+from dcamt.data.prepare import Prepared, prepare
+from dcamt.data.split import Split, choose_split, hide_labels
+from dcamt.data.survey import survey
+from dcamt.errors import InputError, first_of
+from dcamt.files import same_folder
+from dcamt.inference.sliding_window import window_overlap
+from dcamt.memory import told_of_memory
+from dcamt.networks.vnet import STRIDE
+from dcamt.records.run_folder import RunConfig
+from dcamt.runs.build import resolve_method
+
+Labels = int | Literal["all"] | None
+"""How many labels to keep; None for those that the split names."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run before its first iteration.
+
+    dataset: without what the split hides. ready: its cases, prepared. warnings: what a user should
+    know.
+    """
+
+    config: RunConfig
+    split: Split
+    dataset: Dataset
+    ready: tuple[Prepared, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@told_of_memory("the scans do not fit", "crop them, or set a coarser data.spacing")
+def plan_run(dataset: Path, config: Config, splits: Path | None, labeled: Labels) -> Planned:
+    """A run with everything filled in; writes nothing but the cache.
+
+    Raises InputError for whatever would keep the run from training.
+    """
+    method = resolve_method(config.method)
+    if config.dataset is not None and not same_folder(config.dataset, dataset):
+        raise InputError(
+            f"the recipe names the data set {config.dataset}, but {dataset} is given; leave "
+            "'dataset' out of the recipe"
+        )
+    found = read_dataset(dataset)
+    split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
+    visible = hide_labels(found, split)
+    training = (*split.labeled, *split.unlabeled)
+    seen = survey(visible, training, config.data, plan=config.plan, keep=True)
+    if seen.plan is None:
+        raise first_of(seen.errors)
+    _check_statistics(seen.plan.patch, config)
+    window_overlap(seen.plan.patch, config.predict)  # refuses a stride that skips voxels
+    told = {"dataset": dataset.resolve(), "plan": seen.plan, "method": method}
+    ready = prepare(visible.cases, seen.plan, seen.kept)
+    planned = RunConfig(**{**dict(config), **told})
+    return Planned(planned, split, seen.dataset, tuple(ready), tuple(seen.warnings))
+
+
+def _check_statistics(patch: tuple[int, int, int], config: Config) -> None:
+    """InputError if a batch is one bottleneck voxel: batch norm cannot take its variance."""
+    for key in ("labeled_batch", "unlabeled_batch"):
+        if max(patch) == STRIDE and getattr(config.train, key) == 1:
+            raise InputError(
+                f"train.{key} = 1 with data.patch = {list(patch)} gives batch norm one value; "
+                f"set train.{key}=2 or a larger data.patch"
+            )

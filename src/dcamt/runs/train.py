@@ -1,0 +1,161 @@
+"""``dcamt train``: from a data set and a configuration to a finished run folder."""
+
+import platform
+import sys
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from dcamt.config import Config
+from dcamt.data.patches import Batches
+from dcamt.engine.device import check_sharing, choose_device, make_fabric
+from dcamt.engine.launch import launch_processes
+from dcamt.engine.train import train
+from dcamt.errors import CannotHold, InputError
+from dcamt.escape import printable
+from dcamt.evaluation.evaluate import evaluate_files, write_json
+from dcamt.files import alone, refuse_links, remove_temporary
+from dcamt.inference.predict import LOWER, predict_case
+from dcamt.inference.predictor import make_predictor
+from dcamt.inference.validate import mean_dice
+from dcamt.memory import told_of_memory
+from dcamt.methods.method import Method
+from dcamt.processes import safe_path
+from dcamt.records.run_folder import has_begun, refuse_existing, write_beginning
+from dcamt.reporting.report import write_report
+from dcamt.runs.build import build_method, check_fit, load_run
+from dcamt.runs.plan import Labels, Planned, plan_run
+from dcamt.runs.resume import refuse_changes, refuse_other_cases, reopen
+
+_WRITTEN = ("log.csv", "tensorboard", "validation")
+"""What is written in place or below; all else is moved into place, which replaces a link."""
+_LOWER = (
+    "lower train.labeled_batch and train.unlabeled_batch, data.patch or network.width, or train "
+    "with a coarser data.spacing, in another --out"
+)
+"""What to do where a training does not fit into memory."""
+_VERSIONS = ("dcamt", "torch", "monai", "lightning-fabric", "numpy", "scipy", "nibabel")
+
+
+def train_run(
+    dataset: Path | None,
+    out: Path,
+    config: Config,
+    splits: Path | None = None,
+    labeled: Labels = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Plan, prepare, train, segment the validation cases and write the report; returns ``out``.
+
+    With ``resume`` a half-finished run goes on with its own configuration, and settings that
+    contradict it are refused; otherwise a folder that holds anything is. ``labeled`` keeps so many
+    labels, ``"all"`` every one there is. Raises InputError for anything the user can mend.
+    """
+    begun = resume and has_begun(out)
+    if begun:
+        planned = reopen(out)
+        refuse_changes(config, planned.config, out)
+        refuse_other_cases(out, planned, dataset, splits, labeled)
+    elif dataset is None:
+        raise InputError("no data set is named; give its folder")
+    else:
+        refuse_existing(out, resume)
+        if resume and not quiet:
+            print(f"{out}: nothing to resume there, a new run begins", file=sys.stderr)
+        versions = _versions(config)  # before the work: it refuses a device that is not there
+        planned = plan_run(dataset, config, splits, labeled)
+        for warning in () if quiet else planned.warnings:
+            print(printable(f"warning: {warning}"), file=sys.stderr)
+    with alone(out), safe_path():
+        if not begun:
+            refuse_existing(out, resume)  # another may have begun while this one planned
+            write_beginning(out, planned.config, planned.split, planned.dataset, versions)
+        return _train_and_report(out, planned, resume, quiet)
+
+
+def _train_and_report(out: Path, planned: Planned, resume: bool, quiet: bool) -> Path:
+    """Train in a run folder that has its configuration and split."""
+    config = planned.config
+    check_sharing(config.train)
+    refuse_links(out, _WRITTEN)
+    remove_temporary(out)
+    if resume and (out / "last.safetensors").exists():
+        check_fit(config, out / "last.safetensors")
+    fabric = make_fabric(config.device, config.train.precision, config.train.devices)
+    work = partial(_train, planned=planned, out=out, resume=resume, quiet=quiet)
+    if config.train.devices == 1:
+        fabric.launch(work)
+    else:
+        launch_processes(fabric, work, out)
+    if planned.split.val:
+        _segment_validation(out, planned, fabric.device)
+    write_report(out, planned.dataset)
+    return out
+
+
+@told_of_memory("this training does not fit", _LOWER)
+def _train(fabric: Fabric, planned: Planned, out: Path, resume: bool, quiet: bool) -> None:
+    """What each process does."""
+    config, split = planned.config, planned.split
+    ready = {case.name: case for case in planned.ready}
+    batches = Batches(
+        [ready[name] for name in split.labeled],
+        [ready[name] for name in split.unlabeled],
+        config.plan.patch,
+        config.train,
+        config.seed,
+        config.plan.spacing,
+    )
+    held_out = [ready[name] for name in split.val]
+
+    def validate(trained: Method) -> float:
+        with fabric.autocast():
+            return mean_dice(trained, held_out, config.plan, config.predict)
+
+    train(
+        build_method(config),
+        batches,
+        config.train,
+        out,
+        fabric,
+        validate if held_out else None,
+        resume=resume,
+        quiet=quiet,
+    )
+
+
+def _segment_validation(run: Path, planned: Planned, device: torch.device) -> None:
+    """Segment and score the validation cases with the last weights, as ``predict`` would."""
+    config, method = load_run(run)
+    dataset, folder = planned.dataset, run / "validation"
+    predictor = make_predictor(method, config.plan, device)
+    predictions, labels = {}, {}
+    for name in planned.split.val:
+        case = dataset.case(name)
+        assert case.label is not None
+        predictions[name], labels[name] = folder / f"{name}.nii.gz", case.label
+        with told_of_memory(f"{name}: cannot be segmented", LOWER):
+            try:
+                predict_case(predictor, config, case.images, predictions[name])
+            except CannotHold:
+                predictions[name] = folder / f"{name}.nrrd"
+                predict_case(predictor, config, case.images, predictions[name])
+    names = dict(enumerate(config.plan.classes[1:], 1))
+    scores = evaluate_files(predictions, labels, names, config.plan.ignore)
+    write_json(scores, run / "validation.json")
+
+
+def _versions(config: Config) -> dict[str, str]:
+    settings = config.train
+    accelerator, precision = choose_device(config.device, settings.precision, settings.devices)
+    device = torch.cuda.get_device_name() if accelerator == "cuda" else "CPU"
+    return {
+        **{name: version(name) for name in _VERSIONS},
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": f"{device}, {torch.get_num_threads()} threads, {precision}",
+    }
