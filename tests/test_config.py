@@ -16,11 +16,11 @@ from dcamt.config import (
     PredictConfig,
     TrainConfig,
     load_config,
-    load_yaml,
     save_config,
     validated,
 )
 from dcamt.errors import InputError
+from dcamt.plain_yaml import load_yaml
 
 
 @pytest.fixture

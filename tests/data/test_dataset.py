@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from dcamt.config import DataConfig
-from dcamt.data.dataset import (
-    Case,
-    Dataset,
-    check_label_values,
-    classes_from_values,
-    read_dataset,
-    scan_dataset,
-)
+from dcamt.data.classes import check_label_values, classes_from_values
+from dcamt.data.dataset import Case, Dataset, read_dataset, scan_dataset
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.survey import Survey, survey
 from dcamt.errors import InputError

@@ -13,6 +13,7 @@ from dcamt.data.patches import (
     Location,
     change_intensity,
     cut,
+    draw_intensity,
     draw_location,
     draw_matrix,
 )
@@ -112,9 +113,13 @@ def test_every_position_around_a_centre_is_drawn():
 
 def test_intensity_changes_are_mild_and_off_at_zero():
     image = np.random.default_rng(1).normal(0, 1, (2, 12, 12, 12)).astype(np.float32)
-    assert change_intensity(np.random.default_rng(0), image, 0) is image
+    assert (
+        change_intensity(image, draw_intensity(np.random.default_rng(0), image.shape, 0)) is image
+    )
     for seed in range(20):
-        changed = change_intensity(np.random.default_rng(seed), image, 0.1)
+        change = draw_intensity(np.random.default_rng(seed), image.shape, 0.1)
+        changed = change_intensity(image, change)
+        assert np.array_equal(changed, change_intensity(image, change))  # it can be replayed
         assert changed.dtype == np.float32
         for a, b in zip(image, changed, strict=True):
             slope, shift = np.polyfit(a.ravel(), b.ravel(), 1)

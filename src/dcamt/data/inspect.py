@@ -12,8 +12,9 @@ from rich.text import Text
 
 from dcamt.config import DataConfig
 from dcamt.data.dataset import Dataset, scan_dataset
+from dcamt.data.look import Intensity, Look
 from dcamt.data.split import choose_split, hide_labels
-from dcamt.data.survey import Intensity, Look, survey
+from dcamt.data.survey import survey
 from dcamt.escape import printable
 
 SHOWN_CASES = 20

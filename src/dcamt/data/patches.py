@@ -110,17 +110,33 @@ def _cut_straight(array: NDArray[np.generic], at: Location, fill: float) -> NDAr
     return result
 
 
-def change_intensity(
-    rng: Generator, image: NDArray[np.float32], strength: float
-) -> NDArray[np.float32]:
-    """Mild contrast, brightness and noise changes of ``(C, X, Y, Z)``, in standard deviations."""
+@dataclass(frozen=True, eq=False)
+class IntensityChange:
+    """Mild changes of contrast, brightness and noise, in standard deviations of the image."""
+
+    contrast: NDArray[np.float32]  # (C, 1, 1, 1)
+    shift: NDArray[np.float32]  # (C, 1, 1, 1)
+    noise: NDArray[np.float32]  # (C, X, Y, Z)
+
+
+def draw_intensity(
+    rng: Generator, shape: tuple[int, ...], strength: float
+) -> IntensityChange | None:
+    """A random change of a patch of ``shape``, (C, X, Y, Z); None if there is none to draw."""
     if strength == 0:
-        return image
-    channels = (len(image), 1, 1, 1)
+        return None
+    channels = (shape[0], 1, 1, 1)
     contrast = rng.uniform(1 - strength, 1 + strength, channels).astype(np.float32)
     shift = rng.uniform(-strength, strength, channels).astype(np.float32)
-    noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, strength))
-    return image * contrast + shift + noise
+    noise = rng.standard_normal(shape, np.float32) * np.float32(rng.uniform(0, strength))
+    return IntensityChange(contrast, shift, noise)
+
+
+def change_intensity(
+    image: NDArray[np.float32], change: IntensityChange | None
+) -> NDArray[np.float32]:
+    """``(C, X, Y, Z)`` with the intensities changed."""
+    return image if change is None else image * change.contrast + change.shift + change.noise
 
 
 class Batches(torch.utils.data.Dataset[Batch]):
@@ -172,7 +188,8 @@ class Batches(torch.utils.data.Dataset[Batch]):
     def _image(self, rng: Generator, case: Prepared, at: Location) -> NDArray[np.float32]:
         image = case.image
         patch = cut(image, at, 0.0).astype(np.float32)
-        return change_intensity(rng, patch, self.train.augment.intensity)
+        change = draw_intensity(rng, patch.shape, self.train.augment.intensity)
+        return change_intensity(patch, change)
 
     def _centre(self, rng: Generator, case: Prepared) -> NDArray[np.int64] | None:
         """A voxel that the patch must hold, for the share of patches that must show foreground."""

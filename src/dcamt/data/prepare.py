@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcamt.config import Plan
-from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, check_label_values
+from dcamt.data.classes import check_label_values
+from dcamt.data.dataset import VOLUMES_AT_ONCE, Case
 from dcamt.data.formats import parts_of
+from dcamt.data.look import Volumes
 from dcamt.data.space import label_to_network, to_network
-from dcamt.data.survey import Volumes
 from dcamt.data.volume import aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError, Unwritable
 from dcamt.files import atomic, remove_abandoned

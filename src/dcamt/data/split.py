@@ -9,7 +9,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
-from dcamt.data.dataset import Dataset, no_label
+from dcamt.data.classes import no_label
+from dcamt.data.dataset import Dataset
 from dcamt.data.folder import case_name
 from dcamt.data.formats import file_stem
 from dcamt.errors import InputError

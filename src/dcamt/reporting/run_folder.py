@@ -20,11 +20,11 @@ from pydantic import (
     model_validator,
 )
 
-from dcamt.config import load_yaml
 from dcamt.data.volume import LARGEST_LABEL
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import TITLES
 from dcamt.files import read_json, read_text
+from dcamt.plain_yaml import load_yaml
 
 _LABEL = Annotated[int, Field(ge=0, le=LARGEST_LABEL)]
 _Metric = FiniteFloat | None
