@@ -113,7 +113,8 @@ def test_every_position_around_a_centre_is_drawn():
 
 def test_intensity_changes_are_mild_and_off_at_zero():
     image = np.random.default_rng(1).normal(0, 1, (2, 12, 12, 12)).astype(np.float32)
-    assert (
+    nothing = draw_intensity(np.random.default_rng(0), image.shape, 0)
+    assert change_intensity(image, nothing) is image
         change_intensity(image, draw_intensity(np.random.default_rng(0), image.shape, 0)) is image
     )
     for seed in range(20):
