@@ -1,6 +1,7 @@
 """The layering: which module may know which, read from the source."""
 
 import ast
+import re
 from pathlib import Path
 
 import dcamt
@@ -40,6 +41,54 @@ def folder(package: str) -> dict[str, Path]:
     found = {name: p for name, p in MODULES.items() if name.startswith(f"dcamt.{package}.")}
     assert found, f"dcamt.{package} has gone: correct this test"
     return found
+
+
+FLOORS = [
+    {room.strip("` ") for room in line.split("|")[2].split(",")}
+    for line in (ROOT.parents[1] / "docs" / "house.md").read_text().splitlines()
+    if re.match(r"\| \d+ \|", line)
+]
+"""From the top down, as docs/house.md has them."""
+
+
+def test_every_module_has_a_floor() -> None:
+    rooms = [room for floor in FLOORS for room in floor]
+    there = {name.split(".")[1] for name in MODULES if name != "dcamt.__init__"}
+    assert sorted(rooms) == sorted(there)
+
+
+def test_no_floor_knows_the_floors_above_it() -> None:
+    number = {room: n for n, floor in enumerate(reversed(FLOORS)) for room in floor}
+    for module, path in MODULES.items():
+        own = module.split(".")[1]
+        for target, name in imports(path):
+            used = layer(target, name)
+            if own not in ("__init__", used) and used != "__version__":
+                assert number[used] < number[own], f"{module} imports {target}.{name}"
+
+
+def test_no_two_modules_know_each_other() -> None:
+    """Whatever follows the imports from a module never comes back to it."""
+    known = {
+        module: {t if t in MODULES else f"{t}.{n}" for t, n in imports(path)} & MODULES.keys()
+        for module, path in MODULES.items()
+    }
+    done: set[str] = set()
+
+    def follow(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " imports ".join((*way, module))
+        if module not in done:
+            for other in known[module]:
+                follow(other, (*way, module))
+            done.add(module)
+
+    for module in MODULES:
+        follow(module, ())
+
+
+def test_no_file_needs_a_table_of_contents() -> None:
+    long = {m: n for m, p in MODULES.items() if (n := len(p.read_text().splitlines())) > 350}
+    assert not long
 
 
 def test_losses_networks_and_methods_know_nothing_above_them() -> None:

@@ -117,7 +117,7 @@ def demo(
 @app.command()
 def doctor() -> None:
     """Tell versions, processor, memory, GPU and cache, and check that the arithmetic is right."""
-    from dcamt.doctor import examine
+    from dcamt.runs.doctor import examine
 
     verdicts = []
     for found in examine():
