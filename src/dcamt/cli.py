@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from io import TextIOWrapper
 from pathlib import Path
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
@@ -167,10 +167,10 @@ def _read_as(kind: Any) -> Any:
     """The type that the command line reads: the first of several, a list for an Iterable."""
     if get_origin(kind) is Annotated:
         kind, *options = get_args(kind)
-        return Annotated[_read_as(kind), *options]  # type: ignore[misc]
+        return Annotated[_read_as(kind), *options]
     first, *others = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if get_origin(first) is Iterable:
-        first = list[_read_as(*get_args(first))]
+        first = GenericAlias(list, _read_as(*get_args(first)))
     return first | None if NoneType in others else first
 
 
