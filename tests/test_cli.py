@@ -207,6 +207,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(cli, data, tmp_path, text):
 @pytest.mark.parametrize(
     "args",
     [["train", "data"], ["train", "data", "--out", "run", "--nonsense"], ["fly"],
+     ["evaluate", "segmentations", "labels"],
      ["predict", "run", "scan", "--out", "out", "--weights", "middle"],
      ["train", "data", "--out", "run", "--device", "tpu"]],
 )  # fmt: skip

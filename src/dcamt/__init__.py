@@ -31,6 +31,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from dcamt.api import (
+        ablate,
+        card,
+        compare,
+        cost,
+        evaluate,
+        export,
+        inspect,
+        predict,
+        prepare,
+        report,
+        train,
+    )
+    from dcamt.errors import InputError
+
 
 def __getattr__(name: str) -> "Any":
     # Imported on first use: PyTorch takes seconds to load, `dcamt --help` should not. And nothing
@@ -39,7 +54,7 @@ def __getattr__(name: str) -> "Any":
 
     if name == "InputError":
         return import_module("dcamt.errors").InputError
-    if name in __all__:
+    if name in __all__:  # `demo` and `doctor` are not there: modules have these names
         import_module("dcamt.nameless").name_the_nameless()
         return getattr(import_module("dcamt.api"), name)
     raise AttributeError(f"module 'dcamt' has no attribute {name!r}")

@@ -1,0 +1,40 @@
+"""``dcamt cost``."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+
+from dcamt.commands.options import Device, with_commas
+
+
+def cost(
+    method: Annotated[str, typer.Option(help="Training method.")] = "dca-mt",
+    patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels.")] = (112, 112, 80),
+    channels: Annotated[int, typer.Option(help="Image channels.")] = 1,
+    classes: Annotated[int, typer.Option(help="Classes with background.")] = 2,
+    width: Annotated[int, typer.Option(help="V-Net width.")] = 16,
+    *,
+    methods: Annotated[
+        str | Iterable[str] | None,
+        typer.Option(help="Measure these against V-Net: NAME,NAME,... or all."),
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Measured, with --methods; default 20 (GPU) or 3 (CPU).")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = "auto",
+) -> dict[str, Any]:
+    """Parameters and multiply-accumulates; with --methods also time and memory, beside V-Net.
+
+    Returns ``parameters`` of all networks of ``method`` and ``macs`` of predicting one patch. With
+    ``methods`` it returns ``device``, ``memory`` (what it measures) and ``rows``: name, parameters,
+    macs, iteration_ms, memory_mb (10^6 bytes), volume_s and ``ratio``, these as multiples of
+    V-Net's. Raises InputError for a method, a patch, a number or a device that cannot be used.
+    """
+    if methods is None:
+        from dcamt.complexity import method_cost
+
+        return method_cost(method, patch, channels, classes, width)
+    from dcamt.timing import measure
+
+    return measure(with_commas(methods), patch, channels, classes, width, device, iterations)

@@ -1,0 +1,64 @@
+"""``dcamt train``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcamt.commands.options import (
+    Dataset,
+    Iterations,
+    PathLike,
+    PlanFile,
+    Quiet,
+    Recipe,
+    Sets,
+    Splits,
+    TrainingDevice,
+    configuration,
+    label_count,
+    optional_path,
+)
+
+
+def train(
+    dataset: Dataset,
+    out: Annotated[PathLike, typer.Option(help="Run folder to write.")],
+    *,
+    method: Annotated[str | None, typer.Option(help="Training method; default dca-mt.")] = None,
+    splits: Splits = None,
+    labeled: Annotated[
+        str | int | None, typer.Option(help="Use N labels, hide the rest; or all.")
+    ] = None,
+    iterations: Iterations = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; default 42.")] = None,
+    device: TrainingDevice = None,
+    config: Recipe = None,
+    set: Sets = (),
+    plan: PlanFile = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    quiet: Quiet = False,
+) -> Path:
+    """Train a method and leave a run folder with weights, log, validation and report.
+
+    Returns the run folder ``out``. ``labeled`` keeps that many labels and hides the rest
+    (``"all"`` shows every label); ``config`` is a YAML recipe and ``set`` holds ``key=value``
+    overrides of it. ``plan`` is a file with a plan (a run's config.yaml) to use in place of a new
+    one. Raises InputError for whatever the user can mend; what exists is never overwritten.
+    """
+    from dcamt.data.outputs import refuse_within_dataset
+    from dcamt.runs.train import train_run
+
+    count = label_count(labeled)
+    named = {
+        "method.name": method,
+        "train.iterations": iterations,
+        "seed": seed,
+        "device": device,
+    }
+    resolved = configuration(config, named, set, plan)
+    dataset, out = Path(dataset), Path(out)
+    refuse_within_dataset(out, dataset)
+    return train_run(
+        dataset, out, resolved, optional_path(splits), count, resume=resume, quiet=quiet
+    )
