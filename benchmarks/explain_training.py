@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from dcamt.comparison import Row, parse_rows
 from dcamt.config import Config, load_config
 from dcamt.data.dataset import read_dataset
 from dcamt.data.patches import Batches
@@ -37,6 +36,7 @@ from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.method import Method
 from dcamt.runs.build import build_method
+from dcamt.runs.compare import Row, parse_rows
 from dcamt.types import Progress
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")

@@ -55,8 +55,8 @@ from dcamt.evaluation.evaluate import evaluate
 from dcamt.experiment import _read_run
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import make_predictor
+from dcamt.records.finished_run import read_run
 from dcamt.reporting.card import model_card
-from dcamt.reporting.run_folder import read_run
 from dcamt.runs.build import build_method, load_run, resolve_method
 
 MEMORY = 1 << 30

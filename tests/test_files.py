@@ -11,7 +11,7 @@ import pytest
 from dcamt import api
 from dcamt.errors import InputError
 from dcamt.files import append, atomic, holds, remove_temporary, write_text
-from dcamt.jobs import Job, run_jobs
+from dcamt.runs.jobs import Job, run_jobs
 
 
 def test_a_file_is_made_in_a_folder_of_its_own_that_is_closed_to_others(tmp_path):

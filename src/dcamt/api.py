@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dcamt.comparison import Design, ablation_rows, parse_rows
-from dcamt.comparison import compare as _compare
 from dcamt.complexity import method_cost as cost
 from dcamt.config import Config, load_recipe
 from dcamt.data.benchmarks import prepare_benchmark
@@ -23,6 +21,8 @@ from dcamt.inference.predict import Extras
 from dcamt.inference.predictor import Backend
 from dcamt.reporting.card import model_card
 from dcamt.reporting.report import write_report
+from dcamt.runs.compare import Design, ablation_rows, parse_rows
+from dcamt.runs.compare import compare as _compare
 from dcamt.segmenting import segment_scans
 
 __all__ = [

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from dcamt.comparison import BASELINE, parse_rows
 from dcamt.complexity import check_patch, check_sizes, count, method_names
 from dcamt.config import Config, MethodConfig, NetworkConfig, Normalization, Plan
 from dcamt.engine.train import Update, make_fabric, make_optimizers
@@ -23,6 +22,7 @@ from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent, safe_path
 from dcamt.runs.build import build_method
+from dcamt.runs.compare import BASELINE, parse_rows
 from dcamt.types import Batch, Progress
 
 LATE = Progress(75, 100)

@@ -13,9 +13,9 @@ import yaml
 from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import InputError
 from dcamt.evaluation.metrics import heading
-from dcamt.reporting.figures import data_uri, plot_curves, plot_planes
+from dcamt.records.finished_run import read_scores
+from dcamt.reporting.planes import data_uri, plot_curves, plot_planes
 from dcamt.reporting.report import write_report
-from dcamt.reporting.run_folder import read_scores
 
 CASES = ("one", "two", "three", "four <b>")
 CLASSES = ("background", "Kidney <left>", "Tumour")

@@ -12,7 +12,7 @@ from dcamt.errors import InputError
 from dcamt.escape import markdown
 from dcamt.evaluation.metrics import heading, scale
 from dcamt.evaluation.statistics import metrics_of, over_seeds
-from dcamt.reporting.run_folder import Run, read_run
+from dcamt.records.finished_run import Run, read_run
 from dcamt.reporting.tables import DASH
 from dcamt.runs.build import build_method
 

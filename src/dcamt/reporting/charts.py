@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from dcamt import escape
 from dcamt.evaluation.metrics import METRICS, OVERLAPS, heading, scale
-from dcamt.reporting.figures import INK, LINE, MUTED, WIDTH, new_figure, style
+from dcamt.reporting.planes import INK, LINE, MUTED, WIDTH, new_figure, style
 from dcamt.reporting.tables import best
 
 Row = Mapping[str, Any]  # see dcamt.reporting.tables

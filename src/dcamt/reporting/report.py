@@ -17,8 +17,8 @@ from dcamt.escape import printable
 from dcamt.evaluation.metrics import INVENTED, MISSED, OVERLAPS, TITLES, heading, scale
 from dcamt.evaluation.statistics import case_means, metrics_of
 from dcamt.files import read_text, write_text
-from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
-from dcamt.reporting.run_folder import Run, read_run, segmentation_in
+from dcamt.records.finished_run import Run, read_run, segmentation_in
+from dcamt.reporting.planes import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
 from dcamt.reporting.tables import DASH
 
 Row = Mapping[str, Any]

@@ -40,13 +40,13 @@ from dcamt.files import (
     same_folder,
     write_text,
 )
-from dcamt.jobs import Job, places, run_jobs
+from dcamt.records.finished_run import read_scores, segmentation_in
 from dcamt.reporting.charts import plot_efficiency, plot_metrics
-from dcamt.reporting.figures import plot_contours
-from dcamt.reporting.run_folder import read_scores, segmentation_in
+from dcamt.reporting.planes import plot_contours
 from dcamt.reporting.tables import csv_text, latex, markdown
 from dcamt.reporting.terminal import plain_console
 from dcamt.runs.build import resolve_method
+from dcamt.runs.jobs import Job, places, run_jobs
 
 BASELINE = "vnet"
 """With few labels the start, with all labels the end of the gap that a method may close."""

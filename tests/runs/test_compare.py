@@ -12,13 +12,13 @@ import h5py
 import pytest
 
 from dcamt import api
-from dcamt.comparison import Design, ablation_rows, compare, parse_rows
 from dcamt.config import load_config
 from dcamt.data.phantom import write_phantoms
 from dcamt.data.volume import read_image, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.statistics import gap_closed
 from dcamt.files import LOCK, alone
+from dcamt.runs.compare import Design, ablation_rows, compare, parse_rows
 
 METHODS = "vnet,dca-mt:heads=1:head_size=4"
 FIRST, OTHER, CEILING = (

@@ -1,0 +1,1 @@
+"""What is written to disk and read back: the shape of each file, and readers that check it."""
