@@ -36,7 +36,7 @@ from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.method import Method
 from dcamt.runs.build import build_method
-from dcamt.runs.compare import Row, parse_rows
+from dcamt.runs.design import Row, parse_rows
 from dcamt.types import Progress
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")

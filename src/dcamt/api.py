@@ -12,17 +12,18 @@ from dcamt.data.inspect import inspect as _inspect
 from dcamt.data.outputs import refuse_within_dataset
 from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate as _evaluate
-from dcamt.evaluation.evaluate import write_json
 from dcamt.evaluation.metrics import METRICS
 from dcamt.experiment import train_run
 from dcamt.exporting import export_run
-from dcamt.files import read_json
+from dcamt.files import read_json, write_json
 from dcamt.inference.predict import Extras
 from dcamt.inference.predictor import Backend
+from dcamt.records.results import Results
+from dcamt.records.scores import Scores
 from dcamt.reporting.card import model_card
 from dcamt.reporting.report import write_report
-from dcamt.runs.compare import Design, ablation_rows, parse_rows
 from dcamt.runs.compare import compare as _compare
+from dcamt.runs.design import Design, ablation_rows, parse_rows
 from dcamt.segmenting import segment_scans
 
 __all__ = [
@@ -145,7 +146,7 @@ def evaluate(
     unit: str = "mm",
     metrics: str | Iterable[str] = METRICS,
     tolerance: float = 1.0,
-) -> dict[str, Any]:
+) -> Scores:
     """Compare ``predictions`` (a folder of segmentations) with ``labels``; see docs/metrics.md.
 
     ``metrics`` are keys of that page, as a list or as ``"dice,nsd"``; ``tolerance`` is that of
@@ -222,7 +223,7 @@ def compare(
     plan: PathLike | None = None,
     jobs: int | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Results:
     """Train every method with every number of labels and seed and write the tables into ``out``.
 
     ``methods`` are names, with options as in ``"dca-mt:paste=0"``; the first one is what the
@@ -251,7 +252,7 @@ def ablate(
     plan: PathLike | None = None,
     jobs: int | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Results:
     """`compare` over DCA-MT without and with each of its parts; the rows of its ablation."""
     resolved = _resolve(config, {"train.iterations": iterations, "device": device}, set, plan)
     design = Design(ablation_rows(), _counts(labeled), seeds, _path(splits))

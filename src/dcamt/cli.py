@@ -7,13 +7,16 @@ import sys
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dcamt.errors import InputError
 from dcamt.memory import check_address_space, is_out_of_memory, lack_of_memory
 from dcamt.nameless import name_the_nameless
+
+if TYPE_CHECKING:
+    from dcamt.records.results import Results
 
 _PYTORCH = 0.9e9
 """Bytes of address space into which PyTorch can be loaded."""
@@ -389,7 +392,7 @@ def cost(
         typer.echo(f"{method}: {found['parameters']:,} parameters, {found['macs'] / 1e9:.2f} GMACs")
 
 
-def _show_comparison(results: dict[str, Any], out: Path) -> None:
+def _show_comparison(results: "Results", out: Path) -> None:
     """Tables that fit into the terminal, and Markdown to whatever else reads."""
     from rich.console import Console
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,8 +9,10 @@ from rich.table import Table
 from dcamt import api
 from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.phantom import write_phantoms
-from dcamt.errors import InputError
-from dcamt.evaluation.evaluate import write_json
+from dcamt.evaluation.metrics import METRICS
+from dcamt.files import refuse_existing, write_json
+from dcamt.records.scores import Metrics
+from dcamt.reporting.values import heading, shown
 
 LABELED, UNLABELED, VALIDATION, NEW = 4, 28, 4, 16
 # So short a training does not learn from mixed patches (docs/results.md).
@@ -27,7 +28,7 @@ SETTINGS = (
 )
 
 
-def run_demo(out: Path) -> dict[str, Any]:
+def run_demo(out: Path) -> dict[str, Metrics]:
     """Draw a data set, train a V-Net and DCA-MT on its labels, segment new phantoms and compare.
 
     Both methods see the same labels for the same iterations; the new phantoms are drawn after
@@ -35,8 +36,7 @@ def run_demo(out: Path) -> dict[str, Any]:
     mean metrics of each method. Raises InputError if ``out`` holds anything.
     """
     refuse_within_dataset(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; remove it or choose another --out")
+    refuse_existing(out, advice="remove it or choose another --out")
     console = Console(markup=False, emoji=False)
     dataset, new = out / "dataset", out / "new_scans"
     drawn = LABELED + UNLABELED + VALIDATION
@@ -46,7 +46,7 @@ def run_demo(out: Path) -> dict[str, Any]:
         f"drew {LABELED} labelled, {UNLABELED} unlabelled, {VALIDATION} validation and {NEW} new "
         "phantoms"
     )
-    scores = {}
+    scores: dict[str, Metrics] = {}
     for method, options in METHODS.items():
         run = out / method
         console.rule(f"dcamt train {dataset} --method {method} --out {run}")
@@ -58,7 +58,7 @@ def run_demo(out: Path) -> dict[str, Any]:
         scores[method] = api.evaluate(run / "segmentations", new, run / "scores.json")["mean"]
     write_json(scores, out / "summary.json")
     console.print(_table(scores))
-    better = scores["dca-mt"]["dice"] > scores["vnet"]["dice"]
+    better = (scores["dca-mt"]["dice"] or 0) > (scores["vnet"]["dice"] or 0)
     console.print(
         f"DCA-MT is {'ahead of' if better else 'NOT ahead of'} the V-Net trained on the same "
         f"{LABELED} labels; report: {out / 'dca-mt' / 'report.html'}"
@@ -66,15 +66,12 @@ def run_demo(out: Path) -> dict[str, Any]:
     return scores
 
 
-def _table(scores: Mapping[str, Mapping[str, float | None]]) -> Table:
+def _table(scores: Mapping[str, Metrics]) -> Table:
     table = Table(title=f"{NEW} new phantoms, mean over cases")
-    for heading in ("method", "Dice (%)", "Jaccard (%)", "95HD (mm)", "ASD (mm)"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    scales = {"dice": 100, "jaccard": 100, "hd95": 1, "asd": 1}
+    table.add_column("method", justify="left")
+    for metric in METRICS:
+        table.add_column(heading(metric, "mm"), justify="right")
     for method, mean in scores.items():
-        cells = (
-            "none" if mean[name] is None else f"{scale * (mean[name] or 0):.2f}"
-            for name, scale in scales.items()
-        )
+        cells = ("none" if mean[m] is None else shown(mean[m], m) for m in METRICS)
         table.add_row(method, *cells)
     return table

@@ -24,7 +24,7 @@ from dcamt.engine.launch import launch_processes
 from dcamt.engine.train import check_sharing, choose_device, make_fabric, train
 from dcamt.errors import CannotHold, InputError, first_of
 from dcamt.escape import printable
-from dcamt.evaluation.evaluate import evaluate_files, write_json
+from dcamt.evaluation.evaluate import evaluate_files
 from dcamt.files import (
     alone,
     holds,
@@ -32,6 +32,7 @@ from dcamt.files import (
     refuse_links,
     remove_temporary,
     same_folder,
+    write_json,
     write_text,
 )
 from dcamt.inference.predict import LOWER, predict_case

@@ -22,7 +22,7 @@ from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent, safe_path
 from dcamt.runs.build import build_method
-from dcamt.runs.compare import BASELINE, parse_rows
+from dcamt.runs.design import BASELINE, parse_rows
 from dcamt.types import Batch, Progress
 
 LATE = Progress(75, 100)

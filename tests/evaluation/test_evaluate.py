@@ -10,7 +10,8 @@ import pytest
 from dcamt import api
 from dcamt.data.volume import read_label, write_volume
 from dcamt.errors import InputError
-from dcamt.evaluation.evaluate import evaluate, write_json
+from dcamt.evaluation.evaluate import evaluate
+from dcamt.files import write_json
 
 SPACING = (2.0, 1.0, 0.5)
 SHAPE = (8, 10, 12)

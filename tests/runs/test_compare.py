@@ -18,7 +18,8 @@ from dcamt.data.volume import read_image, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.statistics import gap_closed
 from dcamt.files import LOCK, alone
-from dcamt.runs.compare import Design, ablation_rows, compare, parse_rows
+from dcamt.runs.compare import compare
+from dcamt.runs.design import Design, ablation_rows, parse_rows
 
 METHODS = "vnet,dca-mt:heads=1:head_size=4"
 FIRST, OTHER, CEILING = (

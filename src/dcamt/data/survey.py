@@ -24,7 +24,7 @@ from dcamt.data.dataset import (
 )
 from dcamt.data.formats.stored import gist, numbers
 from dcamt.data.grid import is_nowhere
-from dcamt.data.plan import ANISOTROPIC, Fingerprint, check_plan, make_plan
+from dcamt.data.plan import ANISOTROPIC, Fingerprint, check_plan, is_anisotropic, make_plan
 from dcamt.data.space import (
     Shape,
     lost_labels,
@@ -269,7 +269,7 @@ def _oddities(image: Volume | None, label: Volume | None) -> Iterator[str]:
     """What is odd about a case that can be read."""
     if image is not None:
         yield from image.remarks
-        if max(image.spacing) > ANISOTROPIC * min(image.spacing):
+        if is_anisotropic(image.spacing):
             yield (
                 f"voxels are more than {ANISOTROPIC:g} times longer along one axis than along "
                 "another; check that the network's spacing and patch suit that"

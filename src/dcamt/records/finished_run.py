@@ -3,141 +3,91 @@
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ConfigDict, TypeAdapter, with_config
+
+# Pydantic cannot read the one of typing before Python 3.12.
+from typing_extensions import TypedDict
 
 from dcamt.config import load_yaml
-from dcamt.data.volume import LARGEST_LABEL
 from dcamt.errors import InputError
-from dcamt.evaluation.metrics import TITLES
 from dcamt.files import read_json, read_text
+from dcamt.records.check import checked
+from dcamt.records.scores import Scores, read_scores
 
-_LABEL = Annotated[int, Field(ge=0, le=LARGEST_LABEL)]
-_Metric = FiniteFloat | None
-
-
-class _Part(BaseModel):
-    """What a report needs of a file; more may be there."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
+_MORE = ConfigDict(extra="allow", strict=True)
 
 
-class _Metrics(_Part):
-    """The metrics that were asked for."""
-
-    dice: _Metric = None
-    jaccard: _Metric = None
-    hd95: _Metric = None
-    asd: _Metric = None
-    assd: _Metric = None
-    hd: _Metric = None
-    hd95_max: _Metric = None
-    nsd: _Metric = None
-
-    @property
-    def metrics(self) -> frozenset[str]:
-        return frozenset(self.model_fields_set & TITLES.keys())
+class _ShownPlan(TypedDict, total=False):
+    classes: list[str]
+    ignore: int | None
 
 
-class _CaseScore(_Metrics):
-    case: str
-    label: _LABEL = Field(alias="class")
-    outcome: str
+class _ShownMethod(TypedDict, total=False):
+    name: str
 
 
-class _ClassScore(_Metrics):
-    std: _Metrics
-    missed: NonNegativeInt
-    invented: NonNegativeInt
-
-
-class _Scores(_Part):
-    """validation.json, as `dcamt.evaluation.evaluate` writes it."""
-
-    cases: list[_CaseScore]
-    mean: _Metrics
-    std: _Metrics
-    per_class: dict[Annotated[str, Field(pattern=r"^[0-9]{1,5}$")], _ClassScore]
-    missed: NonNegativeInt
-    invented: NonNegativeInt
-    unit: str
-    tolerance: FiniteFloat | None = None
-
-    @model_validator(mode="after")
-    def _same_metrics(self) -> "_Scores":
-        classes = self.per_class.values()
-        parts = [self.mean, self.std, *self.cases, *classes, *(found.std for found in classes)]
-        if not self.mean.metrics or len({part.metrics for part in parts}) > 1:
-            raise ValueError("every part needs the same metrics")
-        if "nsd" in self.mean.metrics and self.tolerance is None:
-            raise ValueError("nsd needs its tolerance")
-        return self
-
-
-class _ShownPlan(_Part):
-    classes: list[str] = []
-    ignore: int | None = None
-
-
-class _ShownMethod(_Part):
-    name: str = ""
-
-
-class _ShownConfig(_Part):
+@with_config(_MORE)
+class _ShownConfig(TypedDict, total=False):
     """What is shown of config.yaml; `dcamt.config` knows it all."""
 
-    dataset: str | None = None
-    plan: _ShownPlan | None = None
-    method: _ShownMethod | None = None
-    predict: dict[str, Any] | None = None
+    dataset: str | None
+    plan: _ShownPlan | None
+    method: _ShownMethod | None
+    predict: dict[str, Any] | None
 
 
-class _ShownData(_Part):
+@with_config(_MORE)
+class DataRecord(TypedDict):
     """data.json: what the data set said of itself when the run began."""
 
     name: str
     licence: str
 
 
-class _ShownSplit(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+SplitPart = Literal["labeled", "unlabeled", "val", "test"]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class SplitRecord(TypedDict):
+    """split.json: the names of the cases of each part."""
+
     labeled: list[str]
     unlabeled: list[str]
     val: list[str]
-    test: list[str] = []
+    test: NotRequired[list[str]]
+
+
+_CONFIG, _DATA, _SPLIT = (
+    TypeAdapter(_ShownConfig),
+    TypeAdapter(DataRecord),
+    TypeAdapter(SplitRecord),
+)
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """What a run folder holds.
 
     `data` and `scores` are the contents of data.json and validation.json, None without one.
     """
 
     folder: Path
-    config: dict[str, Any]
-    split: dict[str, list[str]]
+    config: Mapping[str, Any]
+    split: SplitRecord
     versions: dict[str, str]
     log: dict[str, NDArray[np.float64]]
-    scores: dict[str, Any] | None
-    data: dict[str, str] | None
+    scores: Scores | None
+    data: DataRecord | None
 
 
-def read_run(run: Path) -> Run:
+def read_run(run: Path) -> FinishedRun:
     """Read a run folder; InputError if it is none, or one of its files is broken."""
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder; give the folder that training wrote")
@@ -147,38 +97,16 @@ def read_run(run: Path) -> Run:
                 f"{run}: is not a run folder ({name} is missing); give the one that training wrote"
             )
     scores, data = run / "validation.json", run / "data.json"
-    return Run(
+    config = checked(load_yaml(run / "config.yaml"), _CONFIG, run / "config.yaml")
+    return FinishedRun(
         folder=run,
-        config=_checked(load_yaml(run / "config.yaml"), _ShownConfig, run / "config.yaml"),
-        split=_checked(read_json(run / "split.json"), _ShownSplit, run / "split.json"),
+        config=config,
+        split=checked(read_json(run / "split.json"), _SPLIT, run / "split.json"),
         versions={key: str(value) for key, value in read_json(run / "versions.json").items()},
         log=_read_log(run / "log.csv"),
         scores=read_scores(scores) if scores.is_file() else None,
-        data=_checked(read_json(data), _ShownData, data) if data.is_file() else None,
+        data=checked(read_json(data), _DATA, data) if data.is_file() else None,
     )
-
-
-def read_scores(path: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
-    """What `dcamt.evaluation.evaluate` wrote, with any metrics, but all that are ``needed``.
-
-    InputError if that is not what it wrote.
-    """
-    scores = _checked(read_json(path), _Scores, path)
-    missing = [metric for metric in needed if metric not in scores["mean"]]
-    if missing:
-        raise InputError(f"{path}: lacks {', '.join(missing)}; remove it and make it anew")
-    return scores
-
-
-def _checked(content: dict[str, Any], model: type[BaseModel], path: Path) -> dict[str, Any]:
-    try:
-        model.model_validate(content)
-    except ValidationError:
-        raise InputError(
-            f"{path}: lacks keys or holds values that dcamt does not write there; restore it, or "
-            "remove it and make it anew"
-        ) from None
-    return content
 
 
 def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
