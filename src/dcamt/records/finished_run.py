@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, with_config
 
-# Pydantic cannot read the one of typing before Python 3.12.
+# Pydantic cannot read typing's TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
 from dcamt.config import load_yaml
@@ -64,11 +64,9 @@ class SplitRecord(TypedDict):
     test: NotRequired[list[str]]
 
 
-_CONFIG, _DATA, _SPLIT = (
-    TypeAdapter(_ShownConfig),
-    TypeAdapter(DataRecord),
-    TypeAdapter(SplitRecord),
-)
+_CONFIG = TypeAdapter(_ShownConfig)
+_DATA = TypeAdapter(DataRecord)
+_SPLIT = TypeAdapter(SplitRecord)
 
 
 @dataclass(frozen=True)

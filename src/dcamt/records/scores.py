@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NotRequired, get_args
 
 from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt, TypeAdapter, with_config
 
-# Pydantic cannot read the one of typing before Python 3.12.
+# Pydantic cannot read typing's TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
 from dcamt.data.volume import LARGEST_LABEL
