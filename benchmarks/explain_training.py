@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from dcamt.comparison import Row, parse_rows
 from dcamt.config import Config, load_config
 from dcamt.data.dataset import read_dataset
 from dcamt.data.patches import Batches
@@ -38,6 +37,7 @@ from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.method import Method
 from dcamt.runs.build import build_method
+from dcamt.runs.design import Row, parse_rows
 from dcamt.runs.plan import plan_run
 from dcamt.types import Progress
 

@@ -54,7 +54,7 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import evaluate
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import make_predictor
-from dcamt.reporting.run_folder import read_run
+from dcamt.records.finished_run import read_run
 from dcamt.runs.build import build_method, load_run, resolve_method
 from dcamt.runs.card import model_card
 from dcamt.runs.resume import reopen

@@ -20,7 +20,7 @@ from dcamt.errors import InputError
 from dcamt.evaluation.evaluate import UNITS
 from dcamt.evaluation.metrics import METRICS
 from dcamt.inference.predictor import Backend
-from dcamt.segmenting import OUTPUT_FORMATS
+from dcamt.runs.predict import OUTPUT_FORMATS
 
 COMMANDS = get_command(cli.app).commands
 POSITIONAL = {

@@ -5,9 +5,9 @@ from math import prod
 
 import pytest
 
-from dcamt.complexity import method_cost
 from dcamt.errors import InputError
 from dcamt.methods import METHODS
+from dcamt.runs.complexity import method_cost
 
 PATCH = (112, 112, 80)
 ENCODER, DECODER = (1, 2, 3, 3, 3), (1, 2, 3, 3)  # 3x3x3 convolutions at levels 0, 1, ...

@@ -1,6 +1,6 @@
 """Processes killed, disks full, folders shared: what is left, and that a rerun completes.
 
-Trainings that are killed are in engine/test_kill.py, comparisons in test_comparison.py.
+Trainings that are killed are in engine/test_kill.py, comparisons in runs/test_compare.py.
 """
 
 import multiprocessing

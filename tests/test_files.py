@@ -1,5 +1,6 @@
 """Files in the making: nobody can guess their name or have put a link in their place."""
 
+import json
 import os
 import platform
 import stat
@@ -10,8 +11,17 @@ import pytest
 
 from dcamt import api
 from dcamt.errors import InputError
-from dcamt.files import append, atomic, holds, remove_temporary, write_text
-from dcamt.jobs import Job, run_jobs
+from dcamt.files import (
+    LOCK,
+    append,
+    atomic,
+    holds,
+    refuse_existing,
+    remove_temporary,
+    write_json,
+    write_text,
+)
+from dcamt.runs.jobs import Job, run_jobs
 
 
 def test_a_file_is_made_in_a_folder_of_its_own_that_is_closed_to_others(tmp_path):
@@ -119,3 +129,30 @@ def test_leftovers_are_removed_without_following_links(tmp_path):
     assert (mine / "a").read_text() == "mine"
     assert (run / ".tmp-notes").is_dir()
     assert holds(run) == {"validation", ".tmp-notes"}
+
+
+def test_json_reads_back_as_it_was(tmp_path):
+    content = {"b": [None, 0.1], "a": {"name": "\N{GREEK SMALL LETTER MU}m"}}
+    write_json(content, tmp_path / "new" / "some.json")
+    (file,) = (tmp_path / "new").iterdir()
+    text = file.read_text(encoding="utf-8")
+    assert json.loads(text) == content
+    assert text.startswith('{\n  "b": [') and "\N{GREEK SMALL LETTER MU}" in text
+
+
+def test_json_that_cannot_be_written(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(InputError, match="taken: cannot be written"):
+        write_json({}, tmp_path / "taken")
+
+
+def test_what_exists_is_refused_unless_it_is_ours(tmp_path):
+    refuse_existing(tmp_path / "absent")
+    (tmp_path / LOCK).touch()
+    refuse_existing(tmp_path)  # a lock is nothing
+    (tmp_path / "mine").touch()
+    refuse_existing(tmp_path, ours=True)
+    with pytest.raises(InputError, match=r": exists already; choose another --out$"):
+        refuse_existing(tmp_path)
+    with pytest.raises(InputError, match=r"mine: exists already and is no report; move it away$"):
+        refuse_existing(tmp_path / "mine", advice="move it away", kind="report")

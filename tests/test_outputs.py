@@ -10,7 +10,6 @@ import pytest
 
 from dcamt import api
 from dcamt.data.outputs import refuse_within_dataset
-from dcamt.demo import run_demo
 from dcamt.errors import InputError
 
 
@@ -105,7 +104,7 @@ def test_no_command_writes_among_the_files_of_a_data_set(data, tiny_run, tmp_pat
         "evaluate": lambda: api.evaluate(data / "labelsTr", data, out),
         "export": lambda: api.export(tiny_run, out),
         "prepare": lambda: api.prepare("la", source, out),
-        "demo": lambda: run_demo(out),
+        "demo": lambda: api.demo(out),
     }
     before = content(data)
     for name, command in commands.items():

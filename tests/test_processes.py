@@ -231,7 +231,7 @@ COMPARING = """
 import os, sys
 from pathlib import Path
 from dcamt.files import alone
-from dcamt.jobs import Job, run_jobs
+from dcamt.runs.jobs import Job, run_jobs
 folder = Path(sys.argv[1])
 code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 with alone(folder) as lock:

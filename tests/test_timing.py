@@ -2,8 +2,8 @@
 
 import pytest
 
-from dcamt.complexity import method_cost
-from dcamt.timing import cost_table, measure
+from dcamt.runs.complexity import method_cost
+from dcamt.runs.timing import cost_table, measure
 
 PATCH = (16, 32, 16)
 

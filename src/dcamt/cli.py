@@ -21,6 +21,8 @@ from dcamt.nameless import name_the_nameless
 
 if TYPE_CHECKING:
     from dcamt.data.inspect import Inspection
+    from dcamt.records.results import Results
+    from dcamt.records.scores import Scores
     from dcamt.runs.doctor import Finding
 
 _PYTORCH = 0.9e9
@@ -85,7 +87,7 @@ def _run(run: Path, quiet: bool) -> None:
 
 
 def _scores(
-    result: dict[str, Any],
+    result: "Scores",
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     quiet: Quiet = False,
 ) -> None:
@@ -98,7 +100,7 @@ def _scores(
         console.print(*score_tables(result, console.width))
 
 
-def _comparison(results: dict[str, Any], out: Path) -> None:
+def _comparison(results: "Results", out: Path) -> None:
     """Tables that fit into the terminal, and Markdown to whatever else reads."""
     from rich.console import Console
 
@@ -113,7 +115,7 @@ def _comparison(results: dict[str, Any], out: Path) -> None:
 
 def _costs(found: dict[str, Any], method: str, methods: str | None, as_json: Json = False) -> None:
     if methods is not None:
-        from dcamt.timing import cost_table
+        from dcamt.runs.timing import cost_table
 
         typer.echo(json.dumps(found, indent=1) if as_json else cost_table(found), nl=as_json)
     elif as_json:

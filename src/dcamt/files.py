@@ -8,7 +8,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -151,6 +151,18 @@ def holds(folder: Path) -> set[str]:
     return {name for name in names if name != LOCK and not _IN_THE_MAKING.fullmatch(name)}
 
 
+def refuse_existing(
+    out: Path, ours: bool = False, advice: str = "choose another --out", kind: str = ""
+) -> None:
+    """InputError if ``out`` holds something, unless it is ``ours``: to be gone on with, or anew.
+
+    ``kind`` is what it should be to be ours: "comparison", say.
+    """
+    if holds(out) and not ours:
+        fault = f" and is no {kind}" if kind else ""
+        raise InputError(f"{out}: exists already{fault}; {advice}")
+
+
 def remove_temporary(folder: Path) -> None:
     """Remove what a killed process left half-written in ``folder`` and below, which is ours alone.
 
@@ -190,6 +202,11 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(content: Mapping[str, object], path: Path) -> None:
+    """Write a JSON object atomically; InputError if the file cannot be written."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def append(path: Path) -> TextIO:

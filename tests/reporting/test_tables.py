@@ -5,7 +5,8 @@ import pytest
 
 from dcamt.evaluation.metrics import METRICS
 from dcamt.reporting.charts import plot_efficiency, plot_metrics
-from dcamt.reporting.tables import DASH, csv_text, latex, markdown
+from dcamt.reporting.tables import csv_text, latex, markdown
+from dcamt.reporting.values import DASH
 
 
 def row(name, labels, numbers, **more):

@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from dcamt.evaluation.metrics import TITLES
-from dcamt.reporting.tables import DASH
 from dcamt.reporting.terminal import comparison_table, score_tables
+from dcamt.reporting.values import DASH
 
 FOUR = ("dice", "jaccard", "hd95", "asd")
 LONG = "sub-hospitalname_ses-baseline_acq-mprage_run-00{}_T1w"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from dcamt.commands.options import (
     optional_path,
     with_commas,
 )
+
+if TYPE_CHECKING:
+    from dcamt.records.results import Results
 
 Counts = Annotated[
     str | int | Iterable[str | int] | None,
@@ -50,7 +53,7 @@ def compare(
     plan: PlanFile = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
-) -> dict[str, Any]:
+) -> "Results":
     """Train, segment and score many methods alike; tables and figures, resumable.
 
     ``methods`` are names, with options as in ``"dca-mt:paste=0"``; the first one is what the
@@ -59,9 +62,9 @@ def compare(
     ``out`` is skipped. See docs/comparing.md. Returns what ``out``/results.json holds; raises
     InputError for whatever the user can mend.
     """
-    from dcamt.comparison import Design, parse_rows
-    from dcamt.comparison import compare as run_comparison
     from dcamt.data.outputs import refuse_within_dataset
+    from dcamt.runs.compare import compare as run_comparison
+    from dcamt.runs.design import Design, parse_rows
 
     counts, rows = label_counts(labeled), parse_rows(with_commas(methods))
     named = {"train.iterations": iterations, "device": device}
@@ -86,14 +89,14 @@ def ablate(
     plan: PlanFile = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
-) -> dict[str, Any]:
+) -> "Results":
     """Compare DCA-MT without and with each of its parts.
 
     As `compare` does; the rows are those of the paper's ablation.
     """
-    from dcamt.comparison import Design, ablation_rows
-    from dcamt.comparison import compare as run_comparison
     from dcamt.data.outputs import refuse_within_dataset
+    from dcamt.runs.compare import compare as run_comparison
+    from dcamt.runs.design import Design, ablation_rows
 
     counts = label_counts(labeled)
     named = {"train.iterations": iterations, "device": device}

@@ -32,9 +32,9 @@ def cost(
     V-Net's. Raises InputError for a method, a patch, a number or a device that cannot be used.
     """
     if methods is None:
-        from dcamt.complexity import method_cost
+        from dcamt.runs.complexity import method_cost
 
         return method_cost(method, patch, channels, classes, width)
-    from dcamt.timing import measure
+    from dcamt.runs.timing import measure
 
     return measure(with_commas(methods), patch, channels, classes, width, device, iterations)

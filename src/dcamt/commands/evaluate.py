@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dcamt.commands.options import PathLike, optional_path, with_commas
 from dcamt.errors import InputError
+
+if TYPE_CHECKING:
+    from dcamt.records.scores import Scores
 
 
 def evaluate(
@@ -23,7 +26,7 @@ def evaluate(
     tolerance: Annotated[
         float, typer.Option(help="Distance up to which nsd takes surfaces for one.")
     ] = 1.0,
-) -> dict[str, Any]:
+) -> "Scores":
     """Dice, Jaccard, 95HD and ASD, or others, per case and class, as JSON and a table.
 
     Compares ``predictions`` (a folder of segmentations) with ``labels``. ``metrics`` are keys of
@@ -33,7 +36,7 @@ def evaluate(
     """
     from dcamt.data.outputs import refuse_within_dataset
     from dcamt.evaluation.evaluate import evaluate as compare_folders
-    from dcamt.evaluation.evaluate import write_json
+    from dcamt.files import write_json
 
     names = [name.strip() for name in with_commas(metrics).split(",")]
     labels, out = Path(labels), optional_path(out)

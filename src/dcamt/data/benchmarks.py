@@ -20,9 +20,10 @@ from rich.console import Console
 from scipy import ndimage
 
 from dcamt.data.formats import dicom
+from dcamt.data.grid import Box, bounding_box
 from dcamt.data.volume import Volume, aligned, read_image, read_label, write_volume
 from dcamt.errors import InputError
-from dcamt.files import holds, refuse_links, remove_temporary, write_text
+from dcamt.files import refuse_existing, refuse_links, remove_temporary, write_text
 
 MARK = "benchmark.json"
 NOTE = (
@@ -123,11 +124,12 @@ def make_left_atrium(case: str, image_path: Path, label_path: Path) -> tuple[Vol
     if deviation == 0:
         raise InputError(f"{image_path}: all intensities are equal; copy the file again")
     normal = ((scan - scan.mean()) / deviation).astype(np.float32)
-    atrium = _organ(label.array == LA_ATRIUM, label_path)
+    atrium = label.array == LA_ATRIUM
+    box = _organ_box(atrium, label_path)
     seed = int.from_bytes(hashlib.sha256(case.encode()).digest()[:8])
     margins = np.random.default_rng(seed).integers(*LA_MARGIN, size=(2, 2), endpoint=True)
     x, y = (
-        _span(atrium, axis, before, after, LA_PATCH)
+        _widened(box[axis], atrium.shape[axis], before, after, LA_PATCH)
         for axis, (before, after) in enumerate(margins.tolist())
     )
     return _cropped(normal, atrium, image.affine, (x, y, slice(0, atrium.shape[2])))
@@ -167,7 +169,7 @@ def make_pancreas(case: str, image_path: Path, label_path: Path) -> tuple[Volume
     The label is first flipped onto the scan's axes, resampled linearly and cut at one half.
     """
     image = read_image([image_path])
-    organ = _organ(_onto(image, read_label(label_path), label_path) > 0, label_path)
+    organ = _onto(image, read_label(label_path), label_path) > 0
     clipped = np.clip(image.array[0], *PANCREAS_WINDOW)
     spacing = np.array(image.spacing)
     shape = np.maximum(1, np.rint(np.array(organ.shape) * spacing / PANCREAS_SPACING)).astype(int)
@@ -182,9 +184,12 @@ def make_pancreas(case: str, image_path: Path, label_path: Path) -> tuple[Volume
 
     affine = image.affine @ np.diag([*step, 1.0])
     affine[:3, 3] = (image.affine @ [*first, 1.0])[:3]
-    fine = _organ(resample(organ.astype(np.float32)) >= 0.5, label_path)
-    box = [_span(fine, axis, PANCREAS_MARGIN, PANCREAS_MARGIN) for axis in range(3)]
-    return _cropped(resample(clipped), fine, affine, (box[0], box[1], box[2]))
+    fine = resample(organ.astype(np.float32)) >= 0.5
+    x, y, z = (
+        _widened(side, size, PANCREAS_MARGIN, PANCREAS_MARGIN)
+        for side, size in zip(_organ_box(fine, label_path), fine.shape, strict=True)
+    )
+    return _cropped(resample(clipped), fine, affine, (x, y, z))
 
 
 def _onto(image: Volume, label: Volume, path: Path) -> Array:
@@ -215,25 +220,25 @@ def _series_below(folder: Path) -> Path:
     return found[0]
 
 
-def _organ(mask: Array, path: Path) -> NDArray[np.bool_]:
-    if not mask.any():
+def _organ_box(mask: NDArray[np.bool_], path: Path) -> Box:
+    box = bounding_box(mask)
+    if box is None:
         raise InputError(f"{path}: the label shows no voxel of the organ; take the complete file")
-    return mask
+    return box
 
 
-def _span(mask: NDArray[np.bool_], axis: int, before: int, after: int, least: int = 0) -> slice:
-    """Where the mask lies along an axis with a margin, and at least so many voxels if it can be."""
-    where = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
-    begin, end = int(where[0]), int(where[-1]) + 1
+def _widened(side: slice, size: int, before: int, after: int, least: int = 0) -> slice:
+    """A side of a box with a margin, and of at least so many of ``size`` voxels if it can be."""
+    begin, end = side.start, side.stop
     lacking = max(0, least - (end - begin))
     begin, end = begin - lacking // 2 - before, end + lacking - lacking // 2 + after
     # At an edge of the scan the other side gives what is lacking.
-    end = min(max(end, max(begin, 0) + least), mask.shape[axis])
+    end = min(max(end, max(begin, 0) + least), size)
     return slice(max(0, min(begin, end - least)), end)
 
 
 def _cropped(
-    image: Array, mask: NDArray[np.bool_], affine: Array, box: tuple[slice, slice, slice]
+    image: Array, mask: NDArray[np.bool_], affine: Array, box: Box
 ) -> tuple[Volume, Volume]:
     placed = affine.copy()
     placed[:3, 3] = (affine @ [*(part.start for part in box), 1.0])[:3]
@@ -249,8 +254,7 @@ def _plain(folder: Path) -> str:
 def _refuse_others(out: Path, mark: str) -> None:
     """InputError unless ``out`` is new, empty, or begun by the same preset."""
     same = (out / MARK).is_file() and (out / MARK).read_text(errors="replace") == mark
-    if holds(out) and not same:
-        raise InputError(f"{out}: exists already; choose another folder")
+    refuse_existing(out, same, "choose another folder")
     refuse_links(out, ("imagesTr", "labelsTr", MARK))
 
 

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 from nibabel import orientations
+from numpy.typing import NDArray
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+Box = tuple[slice, slice, slice]
+"""Part of (X, Y, Z) voxels."""
 
 GRID_TOLERANCE = 0.05
 """Voxels by which two grids may differ at any corner and still count as the same.
@@ -106,3 +110,14 @@ def onto(affine: Array, shape: Sequence[int], target: Array) -> tuple[Array, Arr
     """
     axes = orientations.io_orientation(np.linalg.solve(target, affine))
     return axes, affine @ orientations.inv_ornt_aff(axes, tuple(shape))
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
+    """The smallest box that holds all of ``mask`` (X, Y, Z); None where nothing is in it."""
+    sides = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        occupied = np.flatnonzero(mask.any(axis=others))
+        if not occupied.size:
+            return None
+        sides.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    return sides[0], sides[1], sides[2]

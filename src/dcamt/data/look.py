@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dcamt.config import DataConfig
 from dcamt.data.dataset import Case, Dataset
 from dcamt.data.grid import is_nowhere
-from dcamt.data.plan import ANISOTROPIC
+from dcamt.data.plan import ANISOTROPIC, is_anisotropic
 from dcamt.data.space import Shape, lost_labels, place, reoriented_shape, spacing_along
 from dcamt.data.volume import Volume, aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
@@ -157,7 +157,7 @@ def _oddities(image: Volume | None, label: Volume | None) -> Iterator[str]:
     """What is odd about a case that can be read."""
     if image is not None:
         yield from image.remarks
-        if max(image.spacing) > ANISOTROPIC * min(image.spacing):
+        if is_anisotropic(image.spacing):
             yield (
                 f"voxels are more than {ANISOTROPIC:g} times longer along one axis than along "
                 "another; check that the network's spacing and patch suit that"

@@ -4,6 +4,7 @@ Isensee et al., "nnU-Net", Nature Methods 2021. Only images and the labels of la
 cases are looked at.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,11 +89,17 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
         )
 
 
+def is_anisotropic(spacing: Iterable[float]) -> bool:
+    """Whether the axis of the longest voxels is a coarse one; ``spacing`` in mm."""
+    sizes = [*spacing]
+    return bool(max(sizes) > ANISOTROPIC * min(sizes))
+
+
 def plan_spacing(found: Fingerprint) -> tuple[float, float, float]:
     """Median spacing in mm; on a coarse axis the 10th percentile, so that detail is not lost."""
     spacing = np.median(found.spacings, axis=0)
-    coarse = int(spacing.argmax())
-    if spacing[coarse] > ANISOTROPIC * spacing.min():
+    if is_anisotropic(spacing):
+        coarse = int(spacing.argmax())
         spacing[coarse] = np.percentile(found.spacings[:, coarse], 10)
     rounded = [round(float(s), 4) for s in spacing]
     return rounded[0], rounded[1], rounded[2]

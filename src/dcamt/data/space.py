@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
 from dcamt.config import Normalization, Plan
-from dcamt.data.grid import reorient
+from dcamt.data.grid import Box, bounding_box, reorient
 from dcamt.data.volume import Volume
 from dcamt.memory import check_fits
 from dcamt.types import IGNORE
@@ -32,7 +32,7 @@ class Placement:
     shape: Shape  # of the scan, its own axis order
     affine: NDArray[np.float64]  # (4, 4), scan voxel to RAS+ mm
     axes: NDArray[np.float64]  # (3, 2), nibabel orientation change, scan to prepared
-    box: tuple[slice, slice, slice]  # content, in reoriented voxels
+    box: Box  # content, in reoriented voxels
     cropped: Shape  # voxels of the box
 
 
@@ -45,11 +45,8 @@ def place(image: Volume, orientation: str, crop: bool) -> tuple[Array, Placement
     wanted = orientations.axcodes2ornt(tuple(orientation))
     axes = orientations.ornt_transform(orientations.io_orientation(image.affine), wanted)
     array = reorient(image.array, axes)
-    box = (slice(None), slice(None), slice(None))
-    if crop:
-        content = (array != 0).any(0)
-        if content.any():
-            box = tuple(_extent(content, axis) for axis in range(3))  # type: ignore[assignment]
+    content = bounding_box((array != 0).any(0)) if crop else None
+    box = content or (slice(None), slice(None), slice(None))
     array = array[:, *box]
     cropped = (array.shape[1], array.shape[2], array.shape[3])
     return array, Placement(image.shape, image.affine, axes, box, cropped)
@@ -144,12 +141,6 @@ def normalize(
     if masked:
         scaled[~inside] = 0  # type: ignore[operator]
     return scaled
-
-
-def _extent(content: NDArray[np.bool_], axis: int) -> slice:
-    others = tuple(a for a in range(3) if a != axis)
-    where = np.flatnonzero(content.any(others))
-    return slice(int(where[0]), int(where[-1]) + 1)
 
 
 def _inverse(axes: NDArray[np.float64]) -> NDArray[np.float64]:

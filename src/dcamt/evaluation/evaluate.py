@@ -1,7 +1,7 @@
-"""Measure a folder of predictions against their labels, and write down the result."""
+"""Measure a folder of predictions against their labels."""
 
-import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -27,13 +27,24 @@ from dcamt.evaluation.metrics import (
     TITLES,
     metrics_per_class,
 )
-from dcamt.files import check_fetched, write_text
+from dcamt.files import check_fetched
 from dcamt.memory import told_of_memory
+from dcamt.records.scores import (
+    CaseScore,
+    ClassScore,
+    Counts,
+    Distances,
+    Metric,
+    Metrics,
+    Named,
+    Scores,
+    StructureScore,
+    as_metrics,
+    metrics_in,
+)
 
 UNITS = ("mm", "voxels")
 BACKGROUND = 0
-
-Row = dict[str, Any]
 
 
 def evaluate(
@@ -42,7 +53,7 @@ def evaluate(
     unit: str = "mm",
     metrics: Iterable[str] = METRICS,
     tolerance: float = 1.0,
-) -> dict[str, Any]:
+) -> Scores:
     """Measure every class of every prediction against the label of the same name.
 
     Args:
@@ -54,19 +65,15 @@ def evaluate(
         tolerance: distance up to which ``nsd`` takes two surfaces for one, in `unit`.
 
     Returns:
-        ``cases`` (one row a case and class), ``mean`` over the rows and ``std`` over the cases,
-        the counts of outcomes ``ok``, ``missed``, ``invented`` and ``both_empty``, the same for
-        each class under ``per_class``, ``not_predicted`` (number of labels without a prediction),
-        ``unit`` and, with ``nsd``, ``tolerance``. Ready for JSON; None where there is nothing to
-        measure.
+        The whole scores, ready for JSON: ``mean`` is over the rows, one a case and class, and
+        ``std`` over the cases. None where there is nothing to measure.
 
     Raises:
         InputError: an unknown metric or unit, a tolerance below 0; a folder or file that is
             absent, empty, without its partner, on another grid than its partner, or with a value
             that ``dataset.json`` does not list.
     """
-    asked = tuple(dict.fromkeys(metrics))
-    _check_asked(asked, unit, tolerance)  # before any file is opened
+    asked = _asked(metrics, unit, tolerance)  # before any file is opened
     prediction_files = _prediction_files(predictions)
     label_folder, label_files = _labels(labels)
     label_files = by_case(label_files, prediction_files)
@@ -82,58 +89,63 @@ def evaluate_files(
     names: Mapping[int, str],
     ignore: int | None,
     unit: str = "mm",
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[Metric] = METRICS,
     tolerance: float = 1.0,
-) -> dict[str, Any]:
+) -> Scores:
     """Like `evaluate`, of files by case, each prediction with its label.
 
     ``names`` are those of the classes by value, without background; empty if nothing declares them.
     ``ignore`` is the value of voxels that nobody annotated.
     """
-    measured: dict[tuple[str, int], Row] = {}
+    measured: dict[tuple[str, int], StructureScore] = {}
     measure = partial(_measure, unit=unit, metrics=metrics, tolerance=tolerance)
     for case, prediction_file in prediction_files.items():
         with told_of_memory(f"{prediction_file}: cannot be measured", "crop it and its label"):
             rows_of_case = measure(prediction_file, label_files[case], names, ignore)
         measured |= {(case, row["class"]): row for row in rows_of_case}
     classes = sorted(names or {value for _, value in measured})
-    absent: Row = {**dict.fromkeys(metrics), "outcome": BOTH_EMPTY}  # in neither file of a case
+    nothing = as_metrics(dict.fromkeys(metrics))
 
-    rows: list[Row] = []
-    per_class: dict[str, Row] = {}
+    rows: list[CaseScore] = []
+    per_class: dict[str, ClassScore] = {}
     for value in classes:
-        name = {"class_name": names[value]} if names else {}
-        of_class = [
+        name: Named = {"class_name": names[value]} if names else {}
+        # In neither file of a case.
+        absent: StructureScore = {"class": value, **nothing, "outcome": BOTH_EMPTY}
+        of_class: list[CaseScore] = [
             {"case": case, "class": value, **name, **measured.get((case, value), absent)}
             for case in prediction_files
         ]
-        summary = _summary(of_class, metrics)
-        per_class[str(value)] = name | summary.pop("mean") | summary
+        mean, std, counts = _summary(of_class, metrics)
+        per_class[str(value)] = {**name, **mean, "std": std, **counts}
         rows += of_class
+    mean, std, counts = _summary(rows, metrics)
+    distances: Distances = {"unit": unit}
+    if "nsd" in metrics:
+        distances["tolerance"] = tolerance
     return {
         "cases": sorted(rows, key=lambda row: row["case"]),
-        **_summary(rows, metrics),
+        "mean": mean,
+        "std": std,
+        **counts,
         "per_class": per_class,
         "not_predicted": len(label_files.keys() - prediction_files.keys()),
-        "unit": unit,
-        **({"tolerance": tolerance} if "nsd" in metrics else {}),
+        **distances,
     }
 
 
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """Write `result` atomically. Raises InputError if the file cannot be written."""
-    write_text(path, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _check_asked(metrics: Sequence[str], unit: str, tolerance: float) -> None:
+def _asked(metrics: Iterable[str], unit: str, tolerance: float) -> list[Metric]:
+    """The metrics that are asked for, each once; InputError if one or another setting is none."""
+    names = tuple(dict.fromkeys(metrics))
     if unit not in UNITS:
         raise InputError(f"unit: '{unit}' is not known; choose {' or '.join(UNITS)}")
-    unknown = [f"{metric!r} is not known" for metric in metrics if metric not in TITLES]
-    if unknown or not metrics:
+    unknown = [f"{name!r} is not known" for name in names if name not in TITLES]
+    if unknown or not names:
         fault = unknown[0] if unknown else "none is named"
         raise InputError(f"metrics: {fault}; choose from {', '.join(TITLES)}")
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance {tolerance:g}: give a distance of 0 or more, in {unit}")
+    return metrics_in(names)
 
 
 def _measure(
@@ -143,9 +155,9 @@ def _measure(
     ignore: int | None,
     *,
     unit: str,
-    metrics: Sequence[str],
+    metrics: Sequence[Metric],
     tolerance: float,
-) -> list[Row]:
+) -> list[StructureScore]:
     """Rows of one case, for the classes that one of the two files holds."""
     prediction, label = read_label(prediction_file), read_label(label_file)
     label = aligned(prediction, label, prediction_file, label_file)
@@ -168,28 +180,34 @@ def _classes_in(label: NDArray[np.integer[Any]], ignore: int | None) -> set[int]
     return {int(value) for value in np.unique(label)} - {BACKGROUND, ignore}
 
 
-def _summary(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
+def _summary(
+    rows: Sequence[CaseScore], metrics: Sequence[Metric]
+) -> tuple[Metrics, Metrics, Counts]:
     """Mean of each of ``metrics`` over rows, its standard deviation over cases, and outcome counts.
 
     A row counts where it has a value: not where both masks are empty, and not for the distances
     of a missed or invented class. The standard deviation is of the population, over the mean of
     each case, and None below two cases.
     """
-    mean: dict[str, float | None] = {}
-    std: dict[str, float | None] = {}
+    mean: Metrics = {}
+    std: Metrics = {}
     for metric in metrics:
         of_case: dict[str, list[float]] = {}
         for row in rows:
-            if row[metric] is not None:
-                of_case.setdefault(row["case"], []).append(row[metric])
+            value = row[metric]
+            if value is not None:
+                of_case.setdefault(row["case"], []).append(value)
         case_means = [fmean(values) for values in of_case.values()]
         mean[metric] = fmean(chain(*of_case.values())) if of_case else None
         std[metric] = pstdev(case_means) if len(case_means) > 1 else None
-    counts = {
-        outcome.replace(" ", "_"): sum(row["outcome"] == outcome for row in rows)
-        for outcome in (OK, MISSED, INVENTED, BOTH_EMPTY)
+    found = Counter(row["outcome"] for row in rows)
+    counts: Counts = {
+        "ok": found[OK],
+        "missed": found[MISSED],
+        "invented": found[INVENTED],
+        "both_empty": found[BOTH_EMPTY],
     }
-    return {"mean": mean, "std": std, **counts}
+    return mean, std, counts
 
 
 def _prediction_files(predictions: Path) -> dict[str, Path]:

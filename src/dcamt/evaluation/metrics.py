@@ -21,9 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-METRICS = ("dice", "jaccard", "hd95", "asd")
+from dcamt.data.grid import bounding_box
+from dcamt.records.scores import Metric, Metrics, StructureScore, as_metrics
+
+METRICS: tuple[Metric, ...] = ("dice", "jaccard", "hd95", "asd")
 """Measured unless others are asked for: what the literature on few labels reports."""
-TITLES = {
+TITLES: dict[Metric, str] = {
     "dice": "Dice",
     "jaccard": "Jaccard",
     "hd95": "95HD",
@@ -34,30 +37,20 @@ TITLES = {
     "nsd": "NSD",
 }
 """Every metric there is, and how a table calls it."""
-OVERLAPS = ("dice", "jaccard", "nsd")
+OVERLAPS: tuple[Metric, ...] = ("dice", "jaccard", "nsd")
 """Fractions, the larger the better; the others are distances."""
 _ROUNDING = 1e-6  # headers hold voxel sizes in 32 bits
 
 OK, MISSED, INVENTED, BOTH_EMPTY = "ok", "missed", "invented", "both empty"
 
 
-def scale(metric: str) -> int:
-    """Overlaps are shown in %."""
-    return 100 if metric in OVERLAPS else 1
-
-
-def heading(metric: str, unit: str) -> str:
-    """``Dice (%)`` and so on; ``unit`` is that of the distances."""
-    return f"{TITLES[metric]} ({'%' if metric in OVERLAPS else unit})"
-
-
 def segmentation_metrics(
     prediction: NDArray[np.bool_],
     reference: NDArray[np.bool_],
     spacing: Sequence[float],
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[Metric] = METRICS,
     tolerance: float = 1.0,
-) -> dict[str, float | None]:
+) -> Metrics:
     """Measure one class of one case.
 
     Args:
@@ -75,14 +68,15 @@ def segmentation_metrics(
         ValueError: masks that are not boolean, 3D and equal in shape; a spacing not above 0.
     """
     _check(prediction, reference, spacing)
-    box = _bounding_box(prediction | reference)
+    # A box around both masks keeps every surface: what it cuts off is background of both.
+    box = bounding_box(prediction | reference)
     if box is None:
-        return dict.fromkeys(metrics)
+        return as_metrics(dict.fromkeys(metrics))
     prediction, reference = prediction[box], reference[box]
 
     n_prediction, n_reference = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     n_both = int(np.count_nonzero(prediction & reference))
-    found = {
+    found: Metrics = {
         "dice": 2 * n_both / (n_prediction + n_reference),
         "jaccard": n_both / (n_prediction + n_reference - n_both),
     }
@@ -91,7 +85,7 @@ def segmentation_metrics(
             found |= _surface_metrics(prediction, reference, spacing, tolerance)
     else:
         found["nsd"] = 0.0
-    return {metric: found.get(metric) for metric in metrics}
+    return as_metrics({metric: found.get(metric) for metric in metrics})
 
 
 def metrics_per_class(
@@ -100,9 +94,9 @@ def metrics_per_class(
     classes: Sequence[int],
     spacing: Sequence[float],
     ignore: int | None = None,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[Metric] = METRICS,
     tolerance: float = 1.0,
-) -> list[dict[str, Any]]:
+) -> list[StructureScore]:
     """Measure every class of one case.
 
     Args:
@@ -122,7 +116,7 @@ def metrics_per_class(
         ValueError: as `segmentation_metrics`.
     """
     known = None if ignore is None else reference != ignore
-    rows: list[dict[str, Any]] = []
+    rows: list[StructureScore] = []
     for value in classes:
         predicted, true = prediction == value, reference == value
         if known is not None:
@@ -153,21 +147,6 @@ def _check(
         raise ValueError(f"spacing must be three numbers above 0, not {tuple(spacing)}")
 
 
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """Smallest box around the foreground of `mask`; None where there is none.
-
-    A box around both masks keeps every surface: what it cuts off is background of both.
-    """
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        occupied = np.flatnonzero(mask.any(axis=others))
-        if not occupied.size:
-            return None
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return tuple(box)
-
-
 def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Voxels of `mask` (X, Y, Z) with at least one of six face neighbours outside it."""
     padded = np.pad(mask, 1)
@@ -184,7 +163,7 @@ def _surface_metrics(
     reference: NDArray[np.bool_],
     spacing: Sequence[float],
     tolerance: float,
-) -> dict[str, float]:
+) -> Metrics:
     """What the surfaces of two masks (X, Y, Z) tell, neither of which is empty."""
     surfaces = _surface(prediction), _surface(reference)
     forward = _distances(*surfaces, spacing)

@@ -2,48 +2,48 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any
 
 from scipy.stats import wilcoxon
 
-from dcamt.evaluation.metrics import METRICS, TITLES
-
-Scores = Mapping[str, Any]
-"""What ``evaluate`` returns, of one run."""
+from dcamt.evaluation.metrics import METRICS
+from dcamt.records.scores import Metric, Metrics, Scores, Summary, as_metrics, metrics_in
 
 
-def metrics_of(*runs: Scores) -> list[str]:
+def metrics_of(*runs: Summary) -> list[Metric]:
     """The metrics that all of some results hold, in the order of the first."""
     first, *others = (run["mean"] for run in runs)
-    return [m for m in first if m in TITLES and all(m in other for other in others)]
+    return [m for m in metrics_in(first) if all(m in other for other in others)]
 
 
-def over_seeds(runs: Sequence[Scores]) -> dict[str, Any]:
+def over_seeds(runs: Sequence[Summary]) -> Summary:
     """Runs of one method put together.
 
     Returns ``mean`` and ``std`` over the runs of each metric that all of them hold (the sample
     standard deviation, None below two runs), and the numbers of ``missed`` and ``invented``
     structures in all runs. A run in which a metric has no value is left out of that metric.
     """
-    known = {
-        metric: [run["mean"][metric] for run in runs if run["mean"][metric] is not None]
-        for metric in metrics_of(*runs)
-    }
+    mean: Metrics = {}
+    std: Metrics = {}
+    for metric in metrics_of(*runs):
+        values = [value for run in runs if (value := run["mean"][metric]) is not None]
+        mean[metric] = fmean(values) if values else None
+        std[metric] = stdev(values) if len(values) > 1 else None
     return {
-        "mean": {metric: fmean(values) if values else None for metric, values in known.items()},
-        "std": {m: stdev(values) if len(values) > 1 else None for m, values in known.items()},
+        "mean": mean,
+        "std": std,
         "missed": sum(run["missed"] for run in runs),
         "invented": sum(run["invented"] for run in runs),
     }
 
 
-def case_means(runs: Iterable[Scores], metric: str) -> dict[str, float]:
+def case_means(runs: Iterable[Scores], metric: Metric) -> dict[str, float]:
     """Mean of a metric over classes and runs for each case that has a value."""
     values: dict[str, list[float]] = {}
     for run in runs:
         for row in run["cases"]:
-            if row.get(metric) is not None:
-                values.setdefault(row["case"], []).append(row[metric])
+            value = row.get(metric)
+            if value is not None:
+                values.setdefault(row["case"], []).append(value)
     return {case: fmean(found) for case, found in values.items()}
 
 
@@ -69,12 +69,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def against_first(rows: Sequence[Sequence[Scores]]) -> list[dict[str, float | None]]:
+def against_first(rows: Sequence[Sequence[Scores]]) -> list[Metrics]:
     """Corrected p of each method (its runs) against the first one, for every metric.
 
     The first method and whatever cannot be tested have None. Each metric is a family of its own.
     """
-    found: list[dict[str, float | None]] = [dict.fromkeys(METRICS) for _ in rows]
+    found = [as_metrics(dict.fromkeys(METRICS)) for _ in rows]
     for metric in METRICS:
         means = [case_means(runs, metric) for runs in rows]
         raw = {i: paired_p(means[0], means[i]) for i in range(1, len(rows))}

@@ -10,7 +10,7 @@ from dcamt.config import Config, Plan, load_config, save_config
 from dcamt.data.dataset import Dataset
 from dcamt.data.split import Split
 from dcamt.errors import InputError
-from dcamt.files import holds, read_json, write_text
+from dcamt.files import holds, read_json, refuse_existing, write_text
 
 CONFIG = "config.yaml"
 _FIRST = {"versions.json", "data.json", "split.json"}
@@ -38,13 +38,11 @@ def has_begun(run: Path) -> bool:
     return (run / CONFIG).exists()
 
 
-def refuse_existing(out: Path, resume: bool) -> None:
+def refuse_existing_run(out: Path, resume: bool) -> None:
     """InputError unless ``out`` is empty, or holds what a run killed while it began left."""
     held = holds(out)
-    if held and not (resume and "versions.json" in held and held <= _FIRST):
-        raise InputError(
-            f"{out}: exists already; choose another --out, or continue a run with --resume"
-        )
+    ours = resume and "versions.json" in held and held <= _FIRST
+    refuse_existing(out, ours=ours, advice="choose another --out, or continue a run with --resume")
 
 
 def write_beginning(

@@ -1,8 +1,7 @@
 """Charts of a comparison: metrics by method, and Dice against the number of labels."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,17 +9,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from dcamt import escape
-from dcamt.evaluation.metrics import METRICS, OVERLAPS, heading, scale
-from dcamt.reporting.figures import INK, LINE, MUTED, WIDTH, new_figure, style
+from dcamt.evaluation.metrics import METRICS, OVERLAPS
+from dcamt.records.results import ResultRow
+from dcamt.records.scores import Metric
+from dcamt.reporting.style import INK, LINE, MUTED, WIDTH, new_figure, style
 from dcamt.reporting.tables import best
-
-Row = Mapping[str, Any]  # see dcamt.reporting.tables
+from dcamt.reporting.values import heading, scale
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#20262e")
 _MARKERS = ("o", "s", "^", "D")
 
 
-def plot_metrics(rows: Sequence[Row], unit: str) -> Figure:
+def plot_metrics(rows: Sequence[ResultRow], unit: str) -> Figure:
     """Four panels, one a metric: each method's mean, its spread over seeds and every seed.
 
     Args:
@@ -39,10 +39,9 @@ def plot_metrics(rows: Sequence[Row], unit: str) -> Figure:
             winner = row["mean"][metric] == best(methods, metric)
             _plot_row(axes, row, metric, place, winner and len(methods) > 1)
         for row in rows:
-            if row["ceiling"] and row["mean"][metric] is not None:
-                axes.axvline(
-                    scale(metric) * row["mean"][metric], color=MUTED, linestyle="--", linewidth=1.1
-                )
+            mean = row["mean"][metric]
+            if row["ceiling"] and mean is not None:
+                axes.axvline(scale(metric) * mean, color=MUTED, linestyle="--", linewidth=1.1)
         better = "higher" if metric in OVERLAPS else "lower"
         axes.set_title(heading(metric, unit), loc="left", fontsize=9.5, color=INK)
         axes.set_xlabel(f"{better} is better", fontsize=8, color=MUTED)
@@ -60,12 +59,12 @@ def plot_metrics(rows: Sequence[Row], unit: str) -> Figure:
     return figure
 
 
-def _plot_row(axes: Axes, row: Row, metric: str, place: int, winner: bool) -> None:
+def _plot_row(axes: Axes, row: ResultRow, metric: Metric, place: int, winner: bool) -> None:
     mean, std = row["mean"][metric], row["std"][metric]
     if mean is None:
         return
     colour = "#d55e00" if winner else LINE
-    seeds = [run["mean"][metric] for run in row["runs"] if run["mean"][metric] is not None]
+    seeds = [value for run in row["runs"] if (value := run["mean"][metric]) is not None]
     axes.scatter(
         [scale(metric) * value for value in seeds],
         [place] * len(seeds),
@@ -79,7 +78,7 @@ def _plot_row(axes: Axes, row: Row, metric: str, place: int, winner: bool) -> No
     )  # fmt: skip
 
 
-def plot_efficiency(rows: Sequence[Row]) -> Figure:
+def plot_efficiency(rows: Sequence[ResultRow]) -> Figure:
     """Dice against the number of labels, a curve a method, with the ceiling as a line.
 
     Args:
@@ -93,22 +92,27 @@ def plot_efficiency(rows: Sequence[Row]) -> Figure:
     # Beside each other where they would hide each other's spread.
     step = 0.05 / max(1, len(names) - 1)
     for number, name in enumerate(names):
-        found = [r for r in rows if r["name"] == name and not r["ceiling"]]
-        found = sorted((r for r in found if r["mean"]["dice"] is not None), key=_labeled)
+        points = sorted(
+            (row["labeled"], 100 * mean, 100 * (row["std"]["dice"] or 0.0))
+            for row in rows
+            if row["name"] == name and not row["ceiling"]
+            if (mean := row["mean"]["dice"]) is not None
+        )
         shift = 2 ** ((number - (len(names) - 1) / 2) * step)
         axes.errorbar(
-            [row["labeled"] * shift for row in found],
-            [100 * row["mean"]["dice"] for row in found],
-            yerr=[100 * (row["std"]["dice"] or 0.0) for row in found],
+            [labeled * shift for labeled, _, _ in points],
+            [mean for _, mean, _ in points],
+            yerr=[std for _, _, std in points],
             label=escape.plot(name),
             color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[number // len(_COLOURS) % len(_MARKERS)],
             linewidth=1.6, markersize=5, elinewidth=1.1, capsize=2.5,
         )  # fmt: skip
     for row in rows:
-        if row["ceiling"] and row["mean"]["dice"] is not None:
+        mean = row["mean"]["dice"]
+        if row["ceiling"] and mean is not None:
             axes.axhline(
-                100 * row["mean"]["dice"],
+                100 * mean,
                 label=_ceiling_label(row),
                 color=MUTED, linestyle="--", linewidth=1.3,
             )  # fmt: skip
@@ -123,10 +127,5 @@ def plot_efficiency(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _ceiling_label(row: Row) -> str:
+def _ceiling_label(row: ResultRow) -> str:
     return escape.plot(f"{row['name']}, all {row['labeled']} labels")
-
-
-def _labeled(row: Row) -> int:
-    count: int = row["labeled"]
-    return count

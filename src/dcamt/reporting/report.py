@@ -11,17 +11,18 @@ import yaml
 from numpy.typing import NDArray
 
 from dcamt.data.dataset import Dataset, read_dataset
-from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.escape import printable
-from dcamt.evaluation.metrics import INVENTED, MISSED, OVERLAPS, TITLES, heading, scale
+from dcamt.evaluation.metrics import INVENTED, MISSED, OVERLAPS, TITLES
 from dcamt.evaluation.statistics import case_means, metrics_of
-from dcamt.files import read_text, write_text
-from dcamt.reporting.figures import TINTS, data_uri, oblique_angle, plot_curves, plot_planes
-from dcamt.reporting.run_folder import Run, read_run, segmentation_in
-from dcamt.reporting.tables import DASH
-
-Row = Mapping[str, Any]
+from dcamt.files import read_text, refuse_existing, write_text
+from dcamt.records.finished_run import FinishedRun, read_run
+from dcamt.records.scores import CaseScore, ClassScore, Metric, Scores
+from dcamt.reporting.cases import read_case
+from dcamt.reporting.curves import plot_curves
+from dcamt.reporting.planes import TINTS, oblique_angle, plot_planes
+from dcamt.reporting.style import data_uri
+from dcamt.reporting.values import DASH, heading, shown, unit_of
 
 
 def write_report(run: Path, dataset: Dataset | None = None) -> Path:
@@ -41,8 +42,8 @@ def write_report(run: Path, dataset: Dataset | None = None) -> Path:
     """
     path = run / "report.html"
     kept = read_text(path) if path.is_file() and not path.is_symlink() else ""
-    if kept and "dcamt report</title>" not in kept:
-        raise InputError(f"{path}: exists already and is no report of dcamt; move it away")
+    ours = not kept or "dcamt report</title>" in kept
+    refuse_existing(path, ours, "move it away", kind="report of dcamt")
     content = read_run(run)
     note = None
     try:
@@ -56,43 +57,39 @@ def write_report(run: Path, dataset: Dataset | None = None) -> Path:
 # --------------------------------------------------------------------------------------- tables
 
 
-def _headline(scores: Mapping[str, Any]) -> list[dict[str, str]]:
+def _headline(scores: Scores) -> list[dict[str, str]]:
     """Mean and standard deviation over cases of each metric, ready to print."""
-    figures = []
-    for metric in metrics_of(scores):
-        unit = "%" if metric in OVERLAPS else str(scores["unit"])
-        figures.append(
-            {
-                "title": TITLES[metric],
-                "value": _text(scores["mean"][metric], metric),
-                "spread": _text(scores["std"][metric], metric),
-                "unit": unit,
-            }
-        )
-    return figures
+    return [
+        {
+            "title": TITLES[metric],
+            "value": _text(scores["mean"][metric], metric),
+            "spread": _text(scores["std"][metric], metric),
+            "unit": unit_of(metric, scores["unit"]),
+        }
+        for metric in metrics_of(scores)
+    ]
 
 
-def _class_rows(scores: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+def _class_rows(scores: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
     """One row a class, worst Dice first."""
-    rows = []
-    for key, found in scores["per_class"].items():
-        cells = {
+    return [
+        {
             "name": _class_name(key, names),
             "figures": [
                 (_text(found[metric], metric), _text(found["std"][metric], metric))
                 for metric in metrics_of(scores)
             ],
-            MISSED: found[MISSED],
-            INVENTED: found[INVENTED],
+            "missed": found["missed"],
+            "invented": found["invented"],
         }
-        rows.append((_dice(found), cells))
-    return [cells for _, cells in sorted(rows, key=lambda row: row[0])]
+        for key, found in sorted(scores["per_class"].items(), key=lambda item: _dice(item[1]))
+    ]
 
 
-def _case_rows(scores: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+def _case_rows(scores: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
     """One row a case and class: missed and invented structures, then by Dice from the lowest."""
 
-    def badness(row: Row) -> tuple[float, float]:
+    def badness(row: CaseScore) -> tuple[float, float]:
         if row["outcome"] in (MISSED, INVENTED):
             return (-1.0, 0.0)
         # At equal Dice the larger distance is the worse one.
@@ -110,9 +107,9 @@ def _case_rows(scores: Mapping[str, Any], names: Sequence[str]) -> list[dict[str
     ]
 
 
-def _dice(row: Row) -> float:
+def _dice(row: CaseScore | ClassScore) -> float:
     """Dice to sort by: what has none comes last."""
-    dice: float | None = row.get("dice")
+    dice = row.get("dice")
     return math.inf if dice is None else dice
 
 
@@ -121,10 +118,8 @@ def _class_name(value: Any, names: Sequence[str]) -> str:
     return names[int(text)] if text.isdecimal() and int(text) < len(names) else text
 
 
-def _text(value: float | None, metric: str) -> str:
-    if value is None or not math.isfinite(value):
-        return DASH
-    return f"{scale(metric) * value:.{1 if metric in OVERLAPS else 2}f}"
+def _text(value: float | None, metric: Metric) -> str:
+    return shown(value, metric, 1 if metric in OVERLAPS else 2)
 
 
 def _windows(predict: Mapping[str, Any]) -> str:
@@ -144,7 +139,7 @@ def _plain(value: Any) -> str:
 # ------------------------------------------------------------------------------------- pictures
 
 
-def _pictures(run: Run, dataset: Dataset, values: Sequence[int]) -> list[dict[str, str]]:
+def _pictures(run: FinishedRun, dataset: Dataset, values: Sequence[int]) -> list[dict[str, str]]:
     """The best, the median and the worst case by mean Dice over the classes."""
     if run.scores is None:
         return []
@@ -168,19 +163,11 @@ def _pictures(run: Run, dataset: Dataset, values: Sequence[int]) -> list[dict[st
     return pictures
 
 
-def _picture(run: Run, dataset: Dataset, name: str, values: Sequence[int]) -> dict[str, str]:
-    case = next((case for case in dataset.cases if case.name == name), None)
-    if case is None or case.label is None:
-        raise InputError(f"{dataset.root}: has no labelled case {name} any more")
-    path = segmentation_in(run.folder / "validation", name)
-    image, reference, prediction = (
-        read_image(case.images),
-        read_label(case.label),
-        read_label(path),
-    )
-    reference = aligned(image, reference, case.images[0], case.label)
-    prediction = aligned(image, prediction, case.images[0], path, "segmentation")
-    figure = plot_planes(image.array[0], reference.array, prediction.array, image.affine, values)
+def _picture(
+    run: FinishedRun, dataset: Dataset, name: str, values: Sequence[int]
+) -> dict[str, str]:
+    image, reference, (found,) = read_case(dataset, name, [run.folder / "validation"])
+    figure = plot_planes(image.array[0], reference, found, image.affine, values)
     picture = {"image": data_uri(figure, "png")}
     angle = oblique_angle(image.affine)
     if angle > 5:
@@ -191,7 +178,7 @@ def _picture(run: Run, dataset: Dataset, name: str, values: Sequence[int]) -> di
 # -------------------------------------------------------------------------------------- writing
 
 
-def _without_folders(text: str, run: Run, dataset: Path) -> str:
+def _without_folders(text: str, run: FinishedRun, dataset: Path) -> str:
     """``text`` with the names of the run and the data set alone, not where on a machine they lie.
 
     A report is handed on.
@@ -203,7 +190,7 @@ def _without_folders(text: str, run: Run, dataset: Path) -> str:
     return text
 
 
-def _render(run: Run, dataset: Dataset | None, note: str | None) -> str:
+def _render(run: FinishedRun, dataset: Dataset | None, note: str | None) -> str:
     plan = run.config.get("plan") or {}
     names = tuple(plan.get("classes") or (dataset.classes if dataset else ()))
     values = [value for value in range(1, len(names)) if value != plan.get("ignore")]
@@ -228,7 +215,11 @@ def _render(run: Run, dataset: Dataset | None, note: str | None) -> str:
         licence=run.data["licence"] if run.data else "",
         method=method.get("name", "unknown method"),
         run=run.folder.resolve().name,
-        counts={part: len(run.split.get(part, ())) for part in ("labeled", "unlabeled", "val")},
+        counts={
+            "labeled": len(run.split["labeled"]),
+            "unlabeled": len(run.split["unlabeled"]),
+            "val": len(run.split["val"]),
+        },
         iterations=_iterations(run.log),
         seed=run.config.get("seed", DASH),
         best=(run.folder / "best.safetensors").is_file(),

@@ -1,24 +1,18 @@
-"""The table of a comparison as Markdown, CSV and LaTeX, from what ``dcamt compare`` found.
-
-A row is a mapping with ``name``, ``labels`` (text: a number or "all"), ``seeds`` (list), ``mean``,
-``std`` and ``p`` (metric -> number or None, Dice and Jaccard as fractions), ``gap_closed``,
-``missed``, ``invented`` and ``ceiling`` (true for the V-Net with all labels).
-"""
+"""The table of a comparison as Markdown, CSV and LaTeX, from what ``dcamt compare`` found."""
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dcamt import escape
-from dcamt.evaluation.metrics import METRICS, OVERLAPS, heading, scale
-
-Row = Mapping[str, Any]
-Results = Mapping[str, Any]
+from dcamt.evaluation.metrics import METRICS, OVERLAPS
+from dcamt.records.results import ResultRow, Results
+from dcamt.records.scores import Metric
+from dcamt.reporting.values import DASH, heading, shown, with_spread
+from dcamt.wording import number_of, percent
 
 SIGNIFICANT = 0.05
-DASH = "\N{EN DASH}"  # stands for a value that does not exist
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ def caption(results: Results) -> str:
     seeds = max(len(row["seeds"]) for row in results["rows"])
     n, kind = results["case_count"], results["cases"]
     parts = [
-        f"{n} {kind} case{'' if n == 1 else 's'}, last weights, "
+        f"{number_of(n, f'{kind} case')}, last weights, "
         + (
             f"mean ± sample standard deviation over {seeds} seeds"
             if seeds > 1
@@ -128,8 +122,8 @@ def caption(results: Results) -> str:
 
 def columns(results: Results) -> list[str]:
     """What each column is, the first two being the method and the number of labels."""
-    shown = [heading(metric, results["unit"]) for metric in METRICS]
-    names = ["method", "labels", "seeds", *shown, "p"]
+    measured = [heading(metric, results["unit"]) for metric in METRICS]
+    names = ["method", "labels", "seeds", *measured, "p"]
     names += ["gap closed"] * _has_gap(results)
     return names + ["missed", "invented"] * _uncounted(results)
 
@@ -145,32 +139,29 @@ def lines(results: Results) -> list[list[Cell]]:
         cells.append(Cell(DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"))
         if _has_gap(results):
             gap = row["gap_closed"]
-            cells.append(Cell(DASH if gap is None else f"{round(100 * gap)} %"))
+            cells.append(Cell(DASH if gap is None else percent(gap, digits=0)))
         if _uncounted(results):
             cells += [Cell(str(row["missed"])), Cell(str(row["invented"]))]
         found.append(cells)
     return found
 
 
-def _metric(row: Row, rivals: Sequence[Row], metric: str) -> Cell:
+def _metric(row: ResultRow, rivals: Sequence[ResultRow], metric: Metric) -> Cell:
     mean, std, p = row["mean"][metric], row["std"][metric], row["p"][metric]
     first = best(rivals, metric)
-    if mean is None:
-        return Cell(DASH)
-    shown = f"{scale(metric) * mean:.2f}"
     # What reads alike is alike, so that nobody asks for the third decimal.
-    leads = first is not None and shown == f"{scale(metric) * first:.2f}"
+    leads = mean is not None and shown(mean, metric) == shown(first, metric)
     return Cell(
-        shown if std is None else f"{shown} ± {scale(metric) * std:.2f}",
+        with_spread(mean, std, metric),
         best=leads and not row["ceiling"] and len(rivals) > 1,
-        differs=p is not None and p < SIGNIFICANT,
+        differs=mean is not None and p is not None and p < SIGNIFICANT,
     )
 
 
-def best(rows: Sequence[Row], metric: str) -> float | None:
+def best(rows: Sequence[ResultRow], metric: Metric) -> float | None:
     """The best mean among the rows: the largest overlap, the smallest distance."""
     choose: Callable[[list[float]], float] = max if metric in OVERLAPS else min
-    means = [row["mean"][metric] for row in rows if row["mean"][metric] is not None]
+    means = [mean for row in rows if (mean := row["mean"][metric]) is not None]
     return choose(means) if means else None
 
 

@@ -1,7 +1,6 @@
 """Scores and comparisons as tables for the terminal, none of them wider than it is."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
@@ -9,9 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dcamt.escape import printable
-from dcamt.evaluation.metrics import heading, scale
 from dcamt.evaluation.statistics import metrics_of
-from dcamt.reporting.tables import DASH, caption, columns, lines
+from dcamt.records.results import Results
+from dcamt.records.scores import Scores, class_summary
+from dcamt.reporting.tables import caption, columns, lines
+from dcamt.reporting.values import heading, with_spread
+from dcamt.wording import number_of
 
 
 def plain_console(stderr: bool = False, quiet: bool = False) -> Console:
@@ -21,40 +23,41 @@ def plain_console(stderr: bool = False, quiet: bool = False) -> Console:
     )
 
 
-def score_tables(result: Mapping[str, Any], width: int) -> list[Table]:
+def score_tables(result: Scores, width: int) -> list[Table]:
     """What `evaluate` found: a line a class and one over all, mean ± standard deviation.
 
     ``width`` is the terminal's, in characters.
     """
-    found = {key: (of_class, of_class) for key, of_class in result["per_class"].items()}
-    names = [of_class.get("class_name", key) for key, (of_class, _) in found.items()]
+    classes = result["per_class"]
+    found = [class_summary(of_class) for of_class in classes.values()]
+    names = [of_class.get("class_name", key) for key, of_class in classes.items()]
     if len(found) > 1:
-        found["all"] = (result["mean"], result)
+        found.append(result)
         names.append("all")
     cells = {
         heading(metric, result["unit"]): [
-            Text(_spread(mean[metric], summary["std"][metric], metric))
-            for mean, summary in found.values()
+            Text(with_spread(summary["mean"][metric], summary["std"][metric], metric))
+            for summary in found
         ]
         for metric in metrics_of(result)
     }
-    for outcome in ("missed", "invented"):
-        cells[outcome.capitalize()] = [Text(str(summary[outcome])) for _, summary in found.values()]
+    cells["Missed"] = [Text(str(summary["missed"])) for summary in found]
+    cells["Invented"] = [Text(str(summary["invented"])) for summary in found]
     tables = _fitting("Class", names, cells, width)
     for table in tables:
         if len(names) > 1:
             table.rows[-2].end_section = True
-    count = len({row["case"] for row in result["cases"]})
-    title = f"{count} case{'' if count == 1 else 's'}, mean ± standard deviation"
+    cases = number_of(len({row["case"] for row in result["cases"]}), "case")
+    title = f"{cases}, mean ± standard deviation"
     if "tolerance" in result:
         title += f"; NSD within {result['tolerance']:g} {result['unit']}"
     tables[0].title = title
-    if result["not_predicted"]:
-        tables[-1].caption = f"Labels without a prediction, left out: {result['not_predicted']}"
+    if left_out := result.get("not_predicted"):
+        tables[-1].caption = f"Labels without a prediction, left out: {left_out}"
     return tables
 
 
-def comparison_table(results: Mapping[str, Any], width: int) -> RenderableType:
+def comparison_table(results: Results, width: int) -> RenderableType:
     """What `dcamt.reporting.tables.markdown` writes, for a terminal of ``width`` characters."""
     names = [f"{row['name']}, {row['labels']} labels" for row in results["rows"]]
     _, _, *heads = columns(results)
@@ -64,11 +67,6 @@ def comparison_table(results: Mapping[str, Any], width: int) -> RenderableType:
     )
     tables = _fitting("method", names, dict(zip(heads, cells, strict=True)), width)
     return Group(*tables, Text(printable(caption(results))))
-
-
-def _spread(mean: float | None, std: float | None, metric: str) -> str:
-    known = [f"{scale(metric) * number:.2f}" for number in (mean, std) if number is not None]
-    return " ± ".join(known) or DASH
 
 
 def _fitting(

@@ -10,12 +10,13 @@ import torch
 from dcamt.config import load_config
 from dcamt.errors import InputError
 from dcamt.escape import markdown
-from dcamt.evaluation.metrics import heading, scale
 from dcamt.evaluation.statistics import metrics_of, over_seeds
+from dcamt.records.finished_run import FinishedRun, SplitPart, read_run
 from dcamt.records.run_folder import read_config
-from dcamt.reporting.run_folder import Run, read_run
-from dcamt.reporting.tables import DASH
+from dcamt.records.scores import Scores, Summary, class_summary
+from dcamt.reporting.values import DASH, heading, with_spread
 from dcamt.runs.build import build_method
+from dcamt.wording import number_of, percent
 
 LONGEST_LICENCE = 200
 """Characters of a licence that are shown: some data sets state the whole text."""
@@ -56,7 +57,7 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
     parts = [
         f"# Model card: {config.method.name} on {markdown(name)}",
         f"{summary} It outlines {markdown(_listed(plan.classes[1:]))} in 3D scans of "
-        f"{len(plan.channels)} channel{'s' * (len(plan.channels) > 1)} "
+        f"{number_of(len(plan.channels), 'channel')} "
         f"({markdown(', '.join(plan.channels))}). {parameters:,} parameters in all.",
         "**Not a medical device.** Not approved for diagnosis, treatment or any other clinical "
         "use. A trained person must check every segmentation.",
@@ -100,11 +101,11 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: FinishedRun) -> dict[str, Any]:
     return {key: value for key, value in run.config.items() if key != "seed"}
 
 
-def _description(run: Run) -> tuple[str, str]:
+def _description(run: FinishedRun) -> tuple[str, str]:
     """Name and licence of the data, as they were when the run began."""
     if run.data is None:  # older runs
         folder = Path(str(run.config.get("dataset") or DASH)).name
@@ -115,9 +116,8 @@ def _description(run: Run) -> tuple[str, str]:
     return run.data["name"], licence
 
 
-def _cases(run: Run, part: str) -> str:
-    count = len(run.split.get(part, ()))
-    return f"{count} case{'' if count == 1 else 's'}"
+def _cases(run: FinishedRun, part: SplitPart) -> str:
+    return number_of(len(run.split.get(part, ())), "case")
 
 
 def _options(options: Mapping[str, Any]) -> str:
@@ -133,7 +133,7 @@ def _table(rows: Mapping[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
-def _figures(runs: Sequence[Run], classes: Sequence[str]) -> str:
+def _figures(runs: Sequence[FinishedRun], classes: Sequence[str]) -> str:
     scores = [run.scores for run in runs]
     if any(score is None for score in scores):
         return "None: the run has no validation cases. Measure it on your own before using it."
@@ -148,13 +148,14 @@ def _figures(runs: Sequence[Run], classes: Sequence[str]) -> str:
     heads = ["class", *(heading(metric, unit) for metric in metrics)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for key in ("mean", *found[0]["per_class"]):
-        shown = [_parts(score, key) for score in found]
-        figures = over_seeds(shown) if len(found) > 1 else shown[0]
-        cells = [_cell(figures["mean"][m], figures.get("std", {}).get(m), m) for m in metrics]
+        of_runs = [_part(score, key) for score in found]
+        figures = over_seeds(of_runs) if len(found) > 1 else of_runs[0]
+        cells = [with_spread(figures["mean"][m], figures["std"][m], m) for m in metrics]
         name = "mean" if key == "mean" else markdown(_class_name(key, classes))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     over = f"{len(found)} runs" if len(found) > 1 else "cases"
-    missed, invented = (sum(score[kind] for score in found) for kind in ("missed", "invented"))
+    missed = sum(score["missed"] for score in found)
+    invented = sum(score["invented"] for score in found)
     return "\n".join(
         [
             *lines,
@@ -170,22 +171,12 @@ def _class_name(value: Any, classes: Sequence[str]) -> str:
     return classes[int(value)] if int(value) < len(classes) else f"class {value}"
 
 
-def _parts(score: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Figures of one class, or of all of them ("mean"), in the form of ``evaluate``'s whole."""
-    if key == "mean":
-        return score
-    of_class = score["per_class"][key]
-    return {**of_class, "mean": of_class}
+def _part(score: Scores, key: str) -> Summary:
+    """The summary of one class, or of all of them ("mean")."""
+    return score if key == "mean" else class_summary(score["per_class"][key])
 
 
-def _cell(mean: float | None, spread: float | None, metric: str) -> str:
-    if mean is None:
-        return DASH
-    text = f"{scale(metric) * mean:.2f}"
-    return text if spread is None else f"{text} ± {scale(metric) * spread:.2f}"
-
-
-def _limits(runs: Sequence[Run], classes: Sequence[str]) -> str:
+def _limits(runs: Sequence[FinishedRun], classes: Sequence[str]) -> str:
     lines = [
         f"- It has seen labels of {_cases(runs[0], 'labeled')}. Anatomy, disease, age groups, "
         "scanners and sequences that these do not show are unknown to it.",
@@ -195,11 +186,11 @@ def _limits(runs: Sequence[Run], classes: Sequence[str]) -> str:
         "`dcamt predict --uncertainty` maps where the branches doubt.",
     ]
     rows = [row for run in runs if run.scores for row in run.scores["cases"]]
-    scored = [row for row in rows if row.get("dice") is not None]
+    scored = [(dice, row) for row in rows if (dice := row.get("dice")) is not None]
     if scored:
-        worst = min(scored, key=lambda row: row["dice"])
+        dice, worst = min(scored, key=lambda pair: pair[0])
         lines.append(
             "- Worst structure of a validation case: "
-            f"{markdown(_class_name(worst['class'], classes))}, Dice {100 * worst['dice']:.1f} %."
+            f"{markdown(_class_name(worst['class'], classes))}, Dice {percent(dice, 1)}."
         )
     return "\n".join(lines)

@@ -16,15 +16,15 @@ from dcamt.engine.launch import launch_processes
 from dcamt.engine.train import train
 from dcamt.errors import CannotHold, InputError
 from dcamt.escape import printable
-from dcamt.evaluation.evaluate import evaluate_files, write_json
-from dcamt.files import alone, refuse_links, remove_temporary
+from dcamt.evaluation.evaluate import evaluate_files
+from dcamt.files import alone, refuse_links, remove_temporary, write_json
 from dcamt.inference.predict import LOWER, predict_case
 from dcamt.inference.predictor import make_predictor
 from dcamt.inference.validate import mean_dice
 from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
 from dcamt.processes import safe_path
-from dcamt.records.run_folder import has_begun, refuse_existing, write_beginning
+from dcamt.records.run_folder import has_begun, refuse_existing_run, write_beginning
 from dcamt.reporting.report import write_report
 from dcamt.runs.build import build_method, check_fit, load_run
 from dcamt.runs.plan import Labels, Planned, plan_run
@@ -63,7 +63,7 @@ def train_run(
     elif dataset is None:
         raise InputError("no data set is named; give its folder")
     else:
-        refuse_existing(out, resume)
+        refuse_existing_run(out, resume)
         if resume and not quiet:
             print(f"{out}: nothing to resume there, a new run begins", file=sys.stderr)
         versions = _versions(config)  # before the work: it refuses a device that is not there
@@ -72,7 +72,7 @@ def train_run(
             print(printable(f"warning: {warning}"), file=sys.stderr)
     with alone(out), safe_path():
         if not begun:
-            refuse_existing(out, resume)  # another may have begun while this one planned
+            refuse_existing_run(out, resume)  # another may have begun while this one planned
             write_beginning(out, planned.config, planned.split, planned.dataset, versions)
         return _train_and_report(out, planned, resume, quiet)
 

@@ -1,31 +1,21 @@
-"""Figures of a run's report: training curves and overlays of reference and prediction.
+"""Overlays of reference and segmentations on slices through the body."""
 
-Everything goes through `Figure` objects of its own, so that nothing here depends on, or changes,
-the global state of pyplot. Colours are from the colour-blind-safe palette of Okabe and Ito.
-"""
-
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import matplotlib
 import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dcamt import escape
+from dcamt.data.grid import Box, bounding_box
+from dcamt.reporting.style import INK, MUTED, WIDTH, new_figure
 
-INK = "#20262e"
-MUTED = "#6b7480"
-LINE = "#0072b2"
 REFERENCE = "#56b4e9"
 PREDICTION = "#ff9f1c"
 TINTS = ("#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2", "#56b4e9", "#e69f00", "#ffffff")
@@ -37,99 +27,7 @@ PLANES = {
     "Sagittal": (0, ("A", "P", "S", "I")),
 }
 
-_BINS = 400  # points a curve keeps, so that long runs stay small files
 _COLUMNS = 6  # of contours in a row
-WIDTH = 11.0  # inches
-
-
-def data_uri(figure: Figure, kind: Literal["svg", "png"]) -> str:
-    """The figure as a `data:` address to put into an HTML image element."""
-    buffer = io.BytesIO()
-    # A fixed salt and no date: the same run gives the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "dcamt"}):
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
-    mime = "image/svg+xml" if kind == "svg" else "image/png"
-    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-# --------------------------------------------------------------------------------------- curves
-
-
-def plot_curves(log: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """Small panels over iterations: every loss term, the learning rate, validation Dice.
-
-    Args:
-        log: Columns of `log.csv`, each (rows,) float64 with NaN where the cell is empty. All
-            columns but `iteration` and `seconds` are drawn, those without a value are left out.
-    """
-    iteration = log["iteration"]
-    last = ("learning_rate", "val_dice")
-    names = [name for name in log if name not in ("iteration", "seconds", *last)]
-    names += [name for name in last if name in log]
-    names = [name for name in names if np.isfinite(log[name]).any()]
-
-    columns = 3
-    rows = max(1, math.ceil(len(names) / columns))
-    figure = new_figure(WIDTH, 2.25 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
-    for axes in grid[len(names) :]:
-        axes.remove()
-    for number, (axes, name) in enumerate(zip(grid, names, strict=False)):
-        present = np.isfinite(log[name]) & np.isfinite(iteration)
-        _plot_panel(axes, name, iteration[present], log[name][present])
-        if number + columns >= len(names):
-            axes.set_xlabel("iteration", fontsize=8.5, color=MUTED)
-            axes.tick_params(labelbottom=True)
-    return figure
-
-
-def _plot_panel(axes: Axes, name: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-    style(axes)
-    if name == "learning_rate":
-        title = "learning rate"
-        axes.plot(*_thin(x, y), color=LINE, linewidth=1.4)
-        axes.set_ylim(bottom=0)
-    elif name == "val_dice":
-        title = "validation Dice (%)"
-        axes.plot(x, 100 * y, color=LINE, linewidth=1.4, marker="o", markersize=3)
-    else:
-        title = name.replace("_", " ")
-        axes.plot(*_thin(x, y), color=LINE, alpha=0.25, linewidth=0.8)
-        x_smooth, y_smooth = _smooth(x, y)
-        axes.plot(x_smooth, y_smooth, color=LINE, linewidth=1.6)
-        if len(y) >= 200:  # a few spikes must not flatten the rest of the curve
-            low, high = np.percentile(y, [0.5, 99.5])
-            margin = 0.05 * (high - low) or 0.05
-            axes.set_ylim(low - margin, high + margin)
-    if len(x) == 1:
-        axes.plot(x, 100 * y if name == "val_dice" else y, color=LINE, marker="o", markersize=4)
-    axes.set_title(escape.plot(title), loc="left", fontsize=9.5, color=INK)
-
-
-def _smooth(
-    x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centred moving mean over 2 % of the points, where the window fits; short logs stay as is."""
-    half = len(y) // 100
-    total = np.concatenate([[0.0], np.cumsum(y)])
-    centre = np.unique(np.linspace(half, len(y) - 1 - half, _BINS).round().astype(int))
-    return x[centre], (total[centre + half + 1] - total[centre - half]) / (2 * half + 1)
-
-
-def _thin(
-    x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most two points a bin, its smallest and its largest value, so that spikes stay visible."""
-    if len(y) <= 2 * _BINS:
-        return x, y
-    kept: list[int] = []
-    for part in np.array_split(np.arange(len(y)), _BINS):
-        kept += sorted({int(part[y[part].argmin()]), int(part[y[part].argmax()])})
-    return x[kept], y[kept]
-
-
-# --------------------------------------------------------------------------------------- planes
 
 
 def plot_planes(
@@ -325,7 +223,7 @@ def _letter_sides(axes: Axes, letters: Sequence[str], filled: float) -> None:
         )
 
 
-def _view(array: NDArray[Any], axis: int, index: int, box: Sequence[slice]) -> NDArray[Any]:
+def _view(array: NDArray[Any], axis: int, index: int, box: Box) -> NDArray[Any]:
     """Slice of a RAS array as (rows, columns), rows upwards; columns run to the patient's left,
     in sagittal slices to the back."""
     cut: list[int | slice] = list(box)
@@ -340,7 +238,7 @@ def _largest_slice(mask: NDArray[np.bool_], axis: int) -> int:
     return int(area.argmax()) if area.any() else mask.shape[axis] // 2
 
 
-def _sides(box: tuple[slice, ...], spacing: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+def _sides(box: Box, spacing: NDArray[np.float64]) -> tuple[list[float], list[float]]:
     """Widths and heights (mm) of the three planes' views of ``box``."""
     x, y, z = ((part.stop - part.start) * mm for part, mm in zip(box, spacing, strict=True))
     widths = [y if axis == 0 else x for axis, _ in PLANES.values()]
@@ -348,46 +246,25 @@ def _sides(box: tuple[slice, ...], spacing: NDArray[np.float64]) -> tuple[list[f
     return widths, heights
 
 
-def _view_box(mask: NDArray[np.bool_], spacing: NDArray[np.float64]) -> tuple[slice, ...]:
+def _view_box(mask: NDArray[np.bool_], spacing: NDArray[np.float64]) -> Box:
     """Box around the structures: a margin of a quarter of their size and at least 8 mm, and no
     side shorter than 60 % of the longest, so that flat structures keep some surroundings."""
-    if not mask.any():
-        return tuple(slice(0, length) for length in mask.shape)
-    found = np.nonzero(mask)
-    first = np.array([axis.min() for axis in found])
-    last = np.array([axis.max() + 1 for axis in found])
+    box = bounding_box(mask)
+    if box is None:
+        x, y, z = mask.shape
+        return slice(0, x), slice(0, y), slice(0, z)
+    first, last = np.array([(part.start, part.stop) for part in box]).T
     size = (last - first) * spacing
     side = size + 2 * np.maximum(8.0, size / 4)
     side = np.maximum(side, 0.6 * side.max())
     margin = np.ceil((side - size) / (2 * spacing)).astype(int)
     start = np.maximum(first - margin, 0)
     stop = np.minimum(last + margin, mask.shape)
-    return tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    return x, y, z
 
 
 def _window(image: NDArray[np.float32]) -> tuple[float, float]:
     """1st and 99th percentile of the intensities that are shown."""
     low, high = np.nanpercentile(image, [1, 99])
     return float(low), float(high if high > low else low + 1)
-
-
-# ---------------------------------------------------------------------------------------- style
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches, apart from pyplot."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def style(axes: Axes) -> None:
-    """The look that all plots share."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#c5cbd3")
-    axes.tick_params(labelsize=8, colors=MUTED, length=3, color="#c5cbd3")
-    axes.grid(axis="y", color="#eceff2", linewidth=0.8)
-    axes.set_axisbelow(True)
-    steps = [1, 2, 2.5, 5, 10]
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=steps))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=steps))

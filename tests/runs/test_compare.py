@@ -12,13 +12,14 @@ import h5py
 import pytest
 
 from dcamt import api
-from dcamt.comparison import Design, ablation_rows, compare, parse_rows
 from dcamt.config import load_config
 from dcamt.data.phantom import write_phantoms
 from dcamt.data.volume import read_image, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.statistics import gap_closed
 from dcamt.files import LOCK, alone
+from dcamt.runs.compare import compare
+from dcamt.runs.design import Design, parse_rows
 
 METHODS = "vnet,dca-mt:heads=1:head_size=4"
 FIRST, OTHER, CEILING = (
@@ -266,17 +267,3 @@ def test_the_first_failure_is_told(phantoms, tmp_path, settings):
         api.compare(phantoms, out, "vnet", labeled=2, seeds=1, set=changes, quiet=True,
                     splits=phantoms / "splits.json")  # fmt: skip
     assert not (out / "table.md").exists()
-
-
-def test_rows_with_options():
-    rows = parse_rows("vnet,dca-mt:bandwidths=[0.5,1]:targets=hard")
-    assert [row.name for row in rows] == ["vnet", "dca-mt:bandwidths=[0.5,1]:targets=hard"]
-    assert rows[1].method.options == {"bandwidths": [0.5, 1], "targets": "hard"}
-
-
-def test_the_ablation_has_the_papers_rows():
-    rows = ablation_rows()
-    assert [row.name for row in rows] == ["Base", "Loss", "CrossAttention", "Mutual", "All"]
-    assert {row.method.name for row in rows} == {"dca-mt"}
-    components = [row.method.options["components"] for row in rows]
-    assert components == ["base", "loss", "cross-attention", "mutual", "all"]

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from dcamt.comparison import BASELINE, parse_rows
-from dcamt.complexity import check_patch, check_sizes, count, method_names
 from dcamt.config import MethodConfig, NetworkConfig, Normalization, Plan
 from dcamt.engine.device import make_fabric
 from dcamt.engine.trainer import Update, make_optimizers
@@ -25,6 +23,8 @@ from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent, safe_path
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
+from dcamt.runs.complexity import check_patch, check_sizes, count, method_names
+from dcamt.runs.design import BASELINE, parse_rows
 from dcamt.types import Batch, Progress
 
 LATE = Progress(75, 100)

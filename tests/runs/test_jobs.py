@@ -6,7 +6,7 @@ import torch
 
 from dcamt.engine.signals import Interrupted
 from dcamt.errors import InputError
-from dcamt.jobs import Job, places, run_jobs
+from dcamt.runs.jobs import Job, places, run_jobs
 
 
 def job(folder, name, *codes):

@@ -1,0 +1,32 @@
+"""A scored case as it is shown: its scan, its label and segmentations of it, on one grid."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcamt.data.dataset import Dataset
+from dcamt.data.volume import Volume, aligned, read_image, read_label
+from dcamt.errors import InputError
+from dcamt.records.finished_run import segmentation_in
+
+
+def read_case(
+    dataset: Dataset, name: str, folders: Sequence[Path]
+) -> tuple[Volume, NDArray[np.int16], list[NDArray[np.int16]]]:
+    """The scan of a labelled case, its label, and its segmentation in each of ``folders``.
+
+    All label maps are (X, Y, Z) on the voxels of the scan. Raises InputError for what is not there
+    any more or lies on another grid.
+    """
+    case = next((case for case in dataset.cases if case.name == name), None)
+    if case is None or case.label is None:
+        raise InputError(f"{dataset.root}: has no labelled case {name} any more")
+    scan, image = case.images[0], read_image(case.images)
+    reference = aligned(image, read_label(case.label), scan, case.label)
+    found = []
+    for folder in folders:
+        path = segmentation_in(folder, name)
+        found.append(aligned(image, read_label(path), scan, path, "segmentation").array)
+    return image, reference.array, found

@@ -1,0 +1,51 @@
+"""What all figures share: colours, the look of their axes, and the way into an HTML page.
+
+Everything goes through `Figure` objects of its own, so that nothing here depends on, or changes,
+the global state of pyplot. Colours are from the colour-blind-safe palette of Okabe and Ito.
+"""
+
+import base64
+import io
+from typing import Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK = "#20262e"
+MUTED = "#6b7480"
+LINE = "#0072b2"
+
+WIDTH = 11.0  # inches
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches, apart from pyplot."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style(axes: Axes) -> None:
+    """The look that all plots share."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#c5cbd3")
+    axes.tick_params(labelsize=8, colors=MUTED, length=3, color="#c5cbd3")
+    axes.grid(axis="y", color="#eceff2", linewidth=0.8)
+    axes.set_axisbelow(True)
+    steps = [1, 2, 2.5, 5, 10]
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=steps))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=steps))
+
+
+def data_uri(figure: Figure, kind: Literal["svg", "png"]) -> str:
+    """The figure as a `data:` address to put into an HTML image element."""
+    buffer = io.BytesIO()
+    # A fixed salt and no date: the same run gives the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "dcamt"}):
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
+    mime = "image/svg+xml" if kind == "svg" else "image/png"
+    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

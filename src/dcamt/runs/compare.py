@@ -1,0 +1,216 @@
+"""``dcamt compare`` and ``dcamt ablate``: many methods, one protocol, the paper's tables.
+
+Every combination of method, number of labels and seed is trained by ``dcamt train`` in a process
+and a folder of its own; what those folders hold decides what is still to be done. Cases, patches,
+iterations and inference are the same for all, and the last weights are scored.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from dcamt.config import Config, load_config
+from dcamt.data.dataset import Dataset, read_dataset
+from dcamt.data.formats import ending_of
+from dcamt.data.split import Split
+from dcamt.engine.device import choose_device
+from dcamt.errors import InputError
+from dcamt.evaluation.metrics import METRICS
+from dcamt.files import (
+    alone,
+    holds,
+    read_json,
+    refuse_existing,
+    refuse_links,
+    remove_temporary,
+    same_folder,
+    write_text,
+)
+from dcamt.records.results import Results
+from dcamt.records.scores import read_scores
+from dcamt.reporting.terminal import plain_console
+from dcamt.runs.collect import collect, write_results
+from dcamt.runs.design import Cases, Design, PlannedRun, choose_cases, list_runs, refuse_twins
+from dcamt.runs.jobs import Job, places, run_jobs
+from dcamt.runs.plan import plan_run
+from dcamt.runs.resume import refuse_changes
+from dcamt.wording import percent
+
+
+def compare(
+    dataset: Path,
+    out: Path,
+    design: Design,
+    config: Config,
+    *,
+    jobs: int | None = None,
+    quiet: bool = False,
+) -> Results:
+    """Train, segment and score what ``design`` asks for and write tables and figures to ``out``.
+
+    Runs that are finished are skipped, others continued. ``config.seed`` decides the split if no
+    splits file does. Options of ``config.method`` go to the rows of that method. ``jobs`` runs are
+    trained at once; None for one a core on a CPU and one a GPU otherwise.
+
+    Returns what ``out``/results.json holds. Raises InputError for what the user can mend, before
+    anything is trained where that can be told, and Interrupted after saving on a signal.
+    """
+    console = plain_console(stderr=True, quiet=quiet)
+    if design.seeds < 1:
+        raise InputError(f"--seeds {design.seeds}: ask for at least 1")
+    train = config.train
+    accelerator, _ = choose_device(config.device, train.precision, train.devices)
+    environments = places(accelerator, jobs, train.devices)
+    found = read_dataset(dataset)
+    cases = [choose_cases(found, out, design.splits, n, config) for n in design.counts]
+    refuse_twins([c.name for c in cases])
+    runs = list_runs(found, out, design, cases, config)
+    _refuse_foreign(out)
+    for run in runs:
+        _refuse_other(run)
+    for count, c in zip(design.counts, cases, strict=True):
+        begun = [(r.folder / "config.yaml").exists() for r in runs if r.cases is c]
+        if not all(begun):
+            # Refuses what training would, and prepares the volumes before many want them at once.
+            plan_run(dataset, config, design.splits, count)
+    with alone(out) as lock:
+        refuse_links(out, ("runs", "logs", "splits", "test-scans"))
+        for run in runs:
+            name = run.folder.name
+            refuse_links(out, (f"runs/{name}", f"runs/{name}/test", f"logs/{name}.log"))
+        remove_temporary(out)
+        _write_inputs(out, found, cases, config)
+        todo = [run for run in runs if not run.done]
+        console.print(
+            f"{len(runs)} runs, {len(runs) - len(todo)} of them finished, {len(environments)} at "
+            f"once, in {out / 'runs'}"
+        )
+        by_name = {run.folder.name: run for run in todo}
+        progress = _Progress(console, len(todo), by_name)
+        command = [_job(run, out) for run in todo]
+        failed = run_jobs(command, environments, progress, keep_open=(lock,))
+        if failed:
+            name, line = next(iter(failed.items()))
+            raise InputError(
+                f"{len(failed)} of {len(runs)} runs failed, first {out / 'runs' / name}: {line} "
+                f"(log: {out / 'logs' / name}.log); the same command goes on from here"
+            )
+        results = collect(found, design.rows, cases, runs)
+        write_results(results, found, runs, out)
+    console.print(f"table: {out / 'table.md'}")
+    return results
+
+
+# ------------------------------------------------------------------------------ before the runs
+
+
+def _refuse_foreign(out: Path) -> None:
+    """InputError if ``out`` holds something, but no comparison; it begins with the splits."""
+    ours = holds(out) <= {"splits"} or any(out.glob("splits/*-labels.json"))
+    refuse_existing(out, ours, kind="comparison")
+
+
+def _refuse_other(run: PlannedRun) -> None:
+    """InputError if the folder of ``run`` was begun with other settings or cases."""
+    if not (run.folder / "config.yaml").exists():
+        return
+    begun = load_config(run.folder / "config.yaml")
+    if begun.dataset is None or not same_folder(begun.dataset, run.dataset):
+        raise InputError(
+            f"{run.folder}: was begun with the data set {begun.dataset}, not {run.dataset}; put it "
+            "or a link to it back there, or start a new comparison in another --out"
+        )
+    refuse_changes(run.config.model_copy(update={"dataset": begun.dataset}), begun, run.folder)
+    kept = read_json(run.folder / "split.json")
+    if kept != json.loads(_dump(run.cases.split)):
+        raise InputError(
+            f"{run.folder}: was begun with other cases; give the same --splits, or another --out"
+        )
+
+
+def _write_inputs(out: Path, dataset: Dataset, cases: Sequence[Cases], config: Config) -> None:
+    """What the runs are started with: the shared configuration, the splits, the test scans."""
+    values = config.model_dump(mode="json", exclude={"dataset", "plan", "method", "seed"})
+    for c in cases:  # first: by these a folder is known as a comparison
+        write_text(c.file, _dump(c.split))
+    write_text(out / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    if config.plan is not None:
+        write_text(out / "plan.yaml", yaml.safe_dump(config.plan.model_dump(mode="json")))
+    for name in cases[0].split.test:
+        images = dataset.case(name).images
+        by_channel = len(images) == len(dataset.channels)
+        for number, image in enumerate(images):
+            # By the case's name, which the file need not bear. A folder of slices has no ending.
+            own = f"{name}_{number:04d}" if by_channel else name
+            link = out / "test-scans" / f"{own}{ending_of(image.name) or ''}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                link.symlink_to(image.absolute())
+
+
+def _dump(split: Split) -> str:
+    return json.dumps(asdict(split), indent=1) + "\n"
+
+
+# -------------------------------------------------------------------------------------- running
+
+
+def _job(run: PlannedRun, out: Path) -> Job:
+    """The commands that make a run: the ones a user would type."""
+    dcamt = (sys.executable, "-m", "dcamt")
+    dataset, folder = str(run.dataset), str(run.folder)
+    chosen = run.config.method.options
+    changes = [f"method.{key}={json.dumps(value)}" for key, value in chosen.items()]
+    train = (
+        *dcamt, "train", dataset, "--out", folder, "--resume",
+        "--config", str(out / "config.yaml"), "--splits", str(run.cases.file),
+        "--method", run.config.method.name, "--seed", str(run.seed),
+        *(part for change in changes for part in ("--set", change)),
+        *(("--plan", str(out / "plan.yaml")) if run.config.plan is not None else ()),
+    )  # fmt: skip
+    commands = [train]
+    if run.cases.scored == "test":
+        scans, segmented = out / "test-scans", str(run.folder / "test")
+        # NIfTI holds the place of whatever was NIfTI, but not that of every other scan.
+        nifti = all(scan.name.lower().endswith((".nii", ".nii.gz")) for scan in scans.iterdir())
+        options = ("--resume", "--device", run.config.device, "--format")
+        commands += [
+            (
+                *dcamt,
+                "predict",
+                folder,
+                str(scans),
+                "--out",
+                segmented,
+                *options,
+                "nii.gz" if nifti else "nrrd",
+            ),
+            (*dcamt, "evaluate", segmented, dataset, "--out", str(run.scores), "--quiet"),
+        ]
+    return Job(run.folder.name, tuple(commands), out / "logs" / f"{run.folder.name}.log")
+
+
+class _Progress:
+    """Prints a line for every run that is finished, with what is left."""
+
+    def __init__(self, console: Console, total: int, runs: Mapping[str, PlannedRun]):
+        self.console, self.total, self.runs = console, total, runs
+        self.begin, self.done = time.monotonic(), 0
+
+    def __call__(self, job: Job) -> None:
+        self.done += 1
+        minutes = (time.monotonic() - self.begin) / 60
+        left = minutes / self.done * (self.total - self.done)
+        dice = read_scores(self.runs[job.name].scores, METRICS)["mean"]["dice"]
+        shown = "none" if dice is None else percent(dice)
+        self.console.print(
+            f"{self.done}/{self.total}  {job.name}  Dice {shown}  {minutes:.1f} min, about "
+            f"{left:.1f} min left"
+        )

@@ -1,0 +1,16 @@
+import numpy as np
+import pytest
+
+from dcamt.data.grid import bounding_box
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_a_box_holds_all_of_a_mask_and_no_more(axes):
+    mask = np.zeros((6, 7, 8), bool)
+    mask[1, 2, 3] = mask[4, 2, 7] = True
+    box = (slice(1, 5), slice(2, 3), slice(3, 8))
+    assert bounding_box(mask.transpose(axes)) == tuple(box[axis] for axis in axes)
+
+
+def test_nothing_has_no_box():
+    assert bounding_box(np.zeros((2, 3, 4), bool)) is None
