@@ -15,6 +15,7 @@ from dcamt.engine.events import Events
 from dcamt.engine.trainer import Done
 from dcamt.errors import InputError
 from dcamt.files import append, read_text, write_text
+from dcamt.wording import percent
 
 _FLUSH_EVERY = 10
 
@@ -84,7 +85,7 @@ class TrainingLog:
         self.waiting[-1].val_dice = dice
         if self.plain:
             iteration = self.waiting[-1].done.iteration
-            self.plain.print(f"iteration {iteration}: validation Dice {100 * dice:.2f} %")
+            self.plain.print(f"iteration {iteration}: validation Dice {percent(dice)}")
 
     def check(self) -> None:
         """InputError if a term that waits is not finite."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from dcamt.config import config_text
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
-from dcamt.files import atomic, holds, read_json, remove_temporary
+from dcamt.files import atomic, holds, read_json, refuse_existing, remove_temporary
 from dcamt.runs.build import load_run
 from dcamt.runs.card import model_card
 
@@ -46,5 +46,5 @@ def _refuse_others(out: Path, files: Mapping[str, bytes]) -> None:
     held = {out / name for name in holds(out)}
     ours = {path for name in files if (path := out / name).is_file() and not path.is_symlink()}
     whole = len(held) == len(files)
-    if whole or held != ours or any(path.read_bytes() != files[path.name] for path in ours):
-        raise InputError(f"{out}: exists already; choose another --out")
+    same = held == ours and all(path.read_bytes() == files[path.name] for path in ours)
+    refuse_existing(out, ours=same and not whole)
