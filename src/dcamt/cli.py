@@ -366,7 +366,10 @@ def cost(
     patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels.")] = (112, 112, 80),
     channels: Annotated[int, typer.Option(help="Image channels.")] = 1,
     classes: Annotated[int, typer.Option(help="Classes with background.")] = 2,
-    width: Annotated[int, typer.Option(help="V-Net width.")] = 16,
+    width: Annotated[
+        int | None, typer.Option(help="Width of the network; default its own.")
+    ] = None,
+    set_: Sets = None,
     iterations: Annotated[
         int | None, typer.Option(help="Measured, with --methods; default 20 (GPU) or 3 (CPU).")
     ] = None,
@@ -377,12 +380,13 @@ def cost(
     if methods is not None:
         from dcamt.timing import cost_table, measure
 
-        costs = measure(methods, patch, channels, classes, width, device.value, iterations)
+        sizes = (patch, channels, classes, width)
+        costs = measure(methods, *sizes, device.value, iterations, set_ or ())
         typer.echo(json.dumps(costs, indent=1) if as_json else cost_table(costs), nl=as_json)
         return
     from dcamt.complexity import method_cost
 
-    found = method_cost(method, patch, channels, classes, width)
+    found = method_cost(method, patch, channels, classes, width, set_ or ())
     if as_json:
         typer.echo(json.dumps(found))
     else:

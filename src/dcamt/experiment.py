@@ -39,10 +39,17 @@ from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap
 from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
-from dcamt.networks.vnet import STRIDE
 from dcamt.processes import safe_path
 from dcamt.reporting.report import write_report
-from dcamt.runs.build import build_method, check_fit, load_run, resolve_method
+from dcamt.runs.build import (
+    build_method,
+    check_fit,
+    check_networks,
+    load_run,
+    network_stride,
+    resolve_method,
+    resolve_network,
+)
 from dcamt.types import IGNORE
 
 _WRITTEN = ("log.csv", "tensorboard", "validation")
@@ -225,7 +232,7 @@ def plan_run(
 
     Raises InputError for whatever would keep the run from training.
     """
-    method = resolve_method(config.method)
+    method, network = resolve_method(config.method), resolve_network(config.network)
     if config.dataset is not None and not same_folder(config.dataset, dataset):
         raise InputError(
             f"the recipe names the data set {config.dataset}, but {dataset} is given; leave "
@@ -235,14 +242,14 @@ def plan_run(
     split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
     visible = hide_labels(found, split)
     training = (*split.labeled, *split.unlabeled)
-    seen = survey(visible, training, config.data, plan=config.plan, keep=True)
+    stride = partial(network_stride, config)
+    seen = survey(visible, training, config.data, plan=config.plan, stride=stride, keep=True)
     if seen.plan is None:
         raise first_of(seen.errors)
-    _check_statistics(seen.plan.patch, config)
     window_overlap(seen.plan.patch, config.predict)  # refuses a stride that skips voxels
-    config = config.model_copy(
-        update={"dataset": dataset.resolve(), "plan": seen.plan, "method": method}
-    )
+    resolved = {"plan": seen.plan, "method": method, "network": network}
+    config = config.model_copy(update={"dataset": dataset.resolve(), **resolved})
+    check_networks(config)
     ready = prepare(visible.cases, seen.plan, seen.kept)
     return Planned(config, split, seen.dataset, tuple(ready), tuple(seen.warnings))
 
@@ -285,7 +292,7 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
 
     def compare(new: dict[str, Any], old: dict[str, Any], prefix: str) -> None:
         for key, value in new.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and isinstance(old.get(key), dict):
                 compare(value, old[key], f"{prefix}{key}.")
             elif value != old.get(key):
                 raise InputError(
@@ -332,16 +339,6 @@ def _refuse_other_cases(
             f"{run}: was begun with other cases; leave out --splits and --labeled to resume, or "
             "start a new run in another --out"
         )
-
-
-def _check_statistics(patch: tuple[int, int, int], config: Config) -> None:
-    """InputError if a batch is one bottleneck voxel: batch norm cannot take its variance."""
-    for key in ("labeled_batch", "unlabeled_batch"):
-        if max(patch) == STRIDE and getattr(config.train, key) == 1:
-            raise InputError(
-                f"train.{key} = 1 with data.patch = {list(patch)} gives batch norm one value; "
-                f"set train.{key}=2 or a larger data.patch"
-            )
 
 
 def _versions(config: Config) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Every backbone by its name in ``network.name``. To add one: docs/adding-a-backbone.md."""
 
-from dcamt.errors import InputError
-from dcamt.networks.backbone import Backbone, Network, Patch, Spacing
+from dcamt.networks.backbone import Backbone
 from dcamt.networks.mednext import MedNeXt
 from dcamt.networks.resenc import ResEnc
 from dcamt.networks.segresnet import SegResNet

@@ -24,7 +24,9 @@ def strides_and_kernels(patch: Patch, spacing: Spacing) -> tuple[list[Stride], l
     while any(size >= 2 * LEAST for size in sizes):
         finest = min(s for s, size in zip(mm, sizes, strict=True) if size >= 2 * LEAST)
         halved = [z >= 2 * LEAST and s < ALIKE * finest for z, s in zip(sizes, mm, strict=True)]
-        kernel = [3 if k == 3 or s < ALIKE * min(mm) else 1 for k, s in zip(kernel, mm, strict=True)]
+        for axis in range(3):
+            if mm[axis] < ALIKE * min(mm):
+                kernel[axis] = 3
         kernels.append((kernel[0], kernel[1], kernel[2]))
         step = [2 if half else 1 for half in halved]
         strides.append((step[0], step[1], step[2]))

@@ -6,8 +6,6 @@ patch, so there is one size here.
 
 from typing import Any
 
-from torch import nn
-
 from dcamt.networks.unet import UNet, architectures
 
 _BLOCKS = (1, 3, 4, 6)
@@ -20,7 +18,7 @@ class ResEnc(UNet):
     With 1 channel, 2 classes, width 32 and 5 or 6 levels it has 62.8 or 102.4 million parameters.
     """
 
-    def build(self, **sizes: Any) -> nn.Module:
+    def build(self, **sizes: Any) -> Any:
         """The package's network, of which encoder and decoder are taken."""
         levels = sizes["n_stages"]
         blocks = [_BLOCKS[min(level, len(_BLOCKS) - 1)] for level in range(levels)]

@@ -20,7 +20,7 @@ class SwinUNETR(Backbone):
     """Patches of 2x2x2 voxels as tokens, four stages of two blocks each, windows of 7x7x7.
 
     ``width``, a multiple of 12, doubles at each stage. With 1 channel, 2 classes and width 48 it
-    has 62,186,708 parameters, with 24 15,703,208. Raises InputError where einops is missing.
+    has 62,186,708 parameters, with 24 15,703,004. Raises InputError where einops is missing.
     """
 
     usual_width = 48

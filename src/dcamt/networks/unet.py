@@ -26,6 +26,9 @@ class UNet(Backbone):
 
     usual_width = 32
     adapts = True
+    encoder: nn.Module
+    up: nn.ModuleList
+    decoder: nn.ModuleList
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class UNet(Backbone):
                 for name in {"conv", "norm", "nonlin"} & {*dict(module.named_children())}:
                     delattr(module, name)
 
-    def build(self, **sizes: Any) -> nn.Module:
+    def build(self, **sizes: Any) -> Any:
         """The package's network, of which encoder and decoder are taken."""
         levels = sizes["n_stages"]
         return architectures().PlainConvUNet(
