@@ -17,7 +17,7 @@ from dcamt.networks.convolution import Pointwise
 
 
 class SwinUNETR(Backbone):
-    """Patches of 2x2x2 voxels as tokens, four stages of two blocks each, windows of 7x7x7.
+    """Tokens of 2x2x2 voxels, four stages of two blocks each, windows of ``window`` tokens a side.
 
     ``width``, a multiple of 12, doubles at each stage. With 1 channel, 2 classes and width 48 it
     has 62,186,708 parameters, with 24 15,703,004. Raises InputError where einops is missing.
@@ -26,6 +26,7 @@ class SwinUNETR(Backbone):
     usual_width = 48
     width_step = 12
     stride = (32, 32, 32)
+    window = 7
 
     def __init__(self, channels: int = 1, classes: int = 2, width: int = 48, dropout: float = 0.0):
         super().__init__(channels, classes, features=16 * width, width=width, dropout=dropout)
@@ -34,7 +35,7 @@ class SwinUNETR(Backbone):
                 "backbone swin-unetr: einops is not installed; run `pip install dcamt[swin]`"
             )
         with _NumbersOnCpu():
-            self.layers = Layers(channels, classes, feature_size=width)
+            self.layers = Layers(channels, classes, feature_size=width, window_size=self.window)
         del self.layers.out
         self.head = Pointwise(width, classes)
 
