@@ -54,5 +54,5 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@touch $@
 
 $(TOOLS): $(INSTALLED) requirements-dev.txt
-	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements-dev.txt  # it names every package
 	@touch $@

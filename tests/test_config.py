@@ -46,7 +46,7 @@ def refusal(*overrides: str, path: Path | None = None) -> str:
 def test_defaults_are_the_shared_protocol() -> None:
     config = load_config(None)
     train = config.train
-    assert (config.seed, config.network.width) == (42, 16)
+    assert (config.seed, config.network.name, config.network.width) == (42, "vnet", None)
     assert (train.iterations, train.labeled_batch, train.unlabeled_batch) == (6000, 2, 2)
     assert (train.learning_rate, train.momentum, train.weight_decay) == (0.01, 0.9, 1e-4)
     assert [round(at * train.iterations) for at in train.decay_at] == [2500, 5000]

@@ -16,6 +16,13 @@ def test_the_worked_example_is_the_real_file() -> None:
     assert example[0] in (ROOT / "src" / "dcamt" / "methods" / "mean_teacher.py").read_text()
 
 
+def test_the_worked_backbone_is_the_real_file() -> None:
+    page = (ROOT / "docs" / "adding-a-backbone.md").read_text()
+    examples = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
+    assert examples[0] + "\n" == (ROOT / "src/dcamt/networks/segresnet.py").read_text()
+    assert examples[1] in (ROOT / "src/dcamt/networks/__init__.py").read_text()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):

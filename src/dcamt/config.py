@@ -128,10 +128,27 @@ class Plan(Section):
         return self
 
 
-class NetworkConfig(Section):
+class BackboneConfig(Section):
+    """A backbone by its name; a name alone stands for one in its own sizes.
+
+    ``width``: channels at full resolution. ``size``: S, B, ... of those that come in named sizes.
+    Either may be left at null, which is what the backbone itself takes.
+    """
+
+    name: str
+    width: PositiveInt | None = None
+    size: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, values: Any) -> Any:
+        return {"name": values} if isinstance(values, str) else values
+
+
+class NetworkConfig(BackboneConfig):
     """The backbone every method builds its branches from."""
 
-    width: PositiveInt = 16
+    name: str = "vnet"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 

@@ -146,7 +146,7 @@ def test_thirty_iterations_lower_the_supervised_loss(name, build, plain_update, 
 class Pointwise(nn.Module):
     """A stand-in for V-Net in which no voxel, and no bottleneck voxel, sees its neighbours."""
 
-    channels, classes, width, features = 1, 2, 8, 8
+    channels, classes, width, features, stride = 1, 2, 8, 8, (STRIDE,) * 3
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcamt.commands.options import Device, with_commas
+from dcamt.commands.options import Device, Sets, with_commas
 
 
 def cost(
@@ -13,8 +13,11 @@ def cost(
     patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels.")] = (112, 112, 80),
     channels: Annotated[int, typer.Option(help="Image channels.")] = 1,
     classes: Annotated[int, typer.Option(help="Classes with background.")] = 2,
-    width: Annotated[int, typer.Option(help="V-Net width.")] = 16,
+    width: Annotated[
+        int | None, typer.Option(help="Width of the network; default its own.")
+    ] = None,
     *,
+    set: Sets = (),
     methods: Annotated[
         str | Iterable[str] | None,
         typer.Option(help="Measure these against V-Net: NAME,NAME,... or all."),
@@ -26,15 +29,17 @@ def cost(
 ) -> dict[str, Any]:
     """Parameters and multiply-accumulates; with --methods also time and memory, beside V-Net.
 
-    Returns ``parameters`` of all networks of ``method`` and ``macs`` of predicting one patch. With
-    ``methods`` it returns ``device``, ``memory`` (what it measures) and ``rows``: name, parameters,
-    macs, iteration_ms, memory_mb (10^6 bytes), volume_s and ``ratio``, these as multiples of
-    V-Net's. Raises InputError for a method, a patch, a number or a device that cannot be used.
+    ``set`` are settings such as ``network.name=unet``. Returns ``parameters`` of all networks of
+    ``method`` and ``macs`` of predicting one patch. With ``methods`` it returns ``device``,
+    ``memory`` (what it measures) and ``rows``: name, parameters, macs, iteration_ms, memory_mb
+    (10^6 bytes), volume_s and ``ratio``, these as multiples of V-Net's. Raises InputError for a
+    method, a patch, a number or a device that cannot be used.
     """
     if methods is None:
         from dcamt.runs.complexity import method_cost
 
-        return method_cost(method, patch, channels, classes, width)
+        return method_cost(method, patch, channels, classes, width, set)
     from dcamt.runs.timing import measure
 
-    return measure(with_commas(methods), patch, channels, classes, width, device, iterations)
+    sizes = (patch, channels, classes, width)
+    return measure(with_commas(methods), *sizes, device, iterations, set)

@@ -4,16 +4,18 @@ Isensee et al., "nnU-Net", Nature Methods 2021. Only images and the labels of la
 cases are looked at.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcamt.config import DataConfig, Normalization, Plan
+from dcamt.config import DataConfig, Normalization, Patch, Plan, Triple
 from dcamt.data.dataset import Dataset
 from dcamt.errors import InputError
-from dcamt.networks.vnet import STRIDE
+
+StrideOf = Callable[[Patch, Triple], tuple[int, int, int]]
+"""What each side of a patch must be a multiple of, from its size (voxels) and spacing (mm)."""
 
 PATCH_VOXELS = 112 * 112 * 80
 """Largest planned patch: the literature's left-atrium patch, which trains on an 8 GB GPU."""
@@ -46,14 +48,28 @@ class Fingerprint:
     foreground: NDArray[np.float32]  # (M, C) intensities of labelled voxels
 
 
-def make_plan(dataset: Dataset, found: Fingerprint, data: DataConfig) -> Plan:
-    """The plan; whatever ``data`` sets wins over what the fingerprint suggests."""
+def sixteen(patch: Patch, spacing: Triple) -> tuple[int, int, int]:
+    """The stride of the usual network, the V-Net."""
+    return 16, 16, 16
+
+
+def make_plan(
+    dataset: Dataset, found: Fingerprint, data: DataConfig, stride: StrideOf = sixteen
+) -> Plan:
+    """The plan; whatever ``data`` sets wins over what the fingerprint suggests.
+
+    ``stride`` tells what patches the network can take. Raises InputError for one that it cannot.
+    """
     spacing = data.spacing or plan_spacing(found)
     crop = found.lost == 0 if data.crop is None else data.crop
     shapes = found.shapes if crop else found.whole
-    patch = data.patch or plan_patch(np.median(shapes * found.spacings / np.array(spacing), axis=0))
-    if any(size % STRIDE for size in patch):
-        raise InputError(f"data.patch = {list(patch)}: every side must be a multiple of {STRIDE}")
+    shape = np.median(shapes * found.spacings / np.array(spacing), axis=0)
+    patch = data.patch or plan_patch(shape, spacing, stride)
+    step = stride(patch, spacing)
+    if any(side % each for side, each in zip(patch, step, strict=True)):
+        raise InputError(
+            f"data.patch = {list(patch)}: every side must be a multiple of {multiples(step)}"
+        )
     masked = bool(np.median(found.inside) < MASKED)
     return Plan(
         channels=dataset.channels,
@@ -105,15 +121,27 @@ def plan_spacing(found: Fingerprint) -> tuple[float, float, float]:
     return rounded[0], rounded[1], rounded[2]
 
 
-def plan_patch(shape: NDArray[np.float64]) -> tuple[int, int, int]:
+def plan_patch(
+    shape: NDArray[np.float64], spacing: Triple = (1.0, 1.0, 1.0), stride: StrideOf = sixteen
+) -> Patch:
     """Patch in voxels: the median volume to the nearest multiple of the network's stride.
 
     The longest side shrinks until the patch holds at most PATCH_VOXELS.
     """
-    patch = [max(STRIDE, round(size / STRIDE) * STRIDE) for size in shape]
+    x, y, z = (max(1, round(size)) for size in shape)
+    step = stride((x, y, z), spacing)
+    patch = [max(k, round(size / k) * k) for size, k in zip(shape, step, strict=True)]
     while np.prod(patch) > PATCH_VOXELS:
-        patch[int(np.argmax(patch))] -= STRIDE
+        longest = int(np.argmax(patch))
+        patch[longest] -= step[longest]
     return patch[0], patch[1], patch[2]
+
+
+def multiples(stride: Sequence[int]) -> str:
+    """What the sides of a patch must be multiples of, in words."""
+    if len(set(stride)) == 1:
+        return str(stride[0])
+    return f"{', '.join(map(str, stride))} along its axis"
 
 
 def _normalization(

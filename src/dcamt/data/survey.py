@@ -19,7 +19,7 @@ from dcamt.data.classes import (
 from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, Dataset
 from dcamt.data.formats.stored import gist, numbers
 from dcamt.data.look import GEOMETRY_LOST, Look, Room, Volumes, collecting, look_at
-from dcamt.data.plan import Fingerprint, check_plan, make_plan
+from dcamt.data.plan import Fingerprint, StrideOf, check_plan, make_plan, sixteen
 from dcamt.data.space import (
     resampled_shape,
 )
@@ -52,15 +52,16 @@ def survey(
     data: DataConfig,
     *,
     plan: Plan | None = None,
+    stride: StrideOf = sixteen,
     intensities: bool = False,
     keep: bool = False,
 ) -> Survey:
     """Look at every case of ``dataset``, whose hidden labels are left out already.
 
     ``training`` names the cases that are planned for and learnt from; the others validate.
-    ``plan`` is taken in place of one of our own. With ``intensities`` those are summed up, too;
-    with ``keep`` volumes stay in memory, up to a share of it. Raises nothing for bad files: they
-    are among the errors.
+    ``plan`` is taken in place of one of our own, for a network of that ``stride``. With
+    ``intensities`` those are summed up, too; with ``keep`` volumes stay in memory, up to a share of
+    it. Raises nothing for bad files: they are among the errors.
     """
     room = Room(KEPT * free_memory() if keep else 0.0)
 
@@ -85,7 +86,7 @@ def survey(
     if not errors:
         with collecting(errors):
             found = fingerprint(learnt)
-            chosen = plan or make_plan(dataset, found, data)
+            chosen = plan or make_plan(dataset, found, data, stride)
             check_plan(chosen, dataset)
             errors += _too_large(dataset, looks, chosen)
             warnings += _about_plan(looks, chosen, data)

@@ -1,8 +1,8 @@
 """What ``predict`` takes of memory for one scan, told before it is taken.
 
 Counts are of float32 values, 4 bytes each. Arrays of the whole scan are counted one by one, as
-dcamt.inference.predict holds them; what a network takes for its windows is counted by its widest
-feature maps.
+dcamt.inference.predict holds them; what networks hold for their windows has been counted when the
+predictor was made.
 """
 
 import math
@@ -12,11 +12,11 @@ from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import count_windows
 from dcamt.records.run_folder import RunConfig
 
-FEATURE_MAPS = (4, 5)
-"""Maps of full resolution and full width that one network, and two, hold at once for a window.
+BESIDE = 1.1
+"""What networks take for a window, kernels included, as a multiple of what they are seen to hold.
 
-Activations alive at once come to 3.6 for a V-Net and 5.5 for the two of DCA-MT, which exchange
-features; what the kernels take beside is of the same order as what they reuse.
+Those of a V-Net reuse about as much as they take beside: it takes 4 maps of full resolution and
+width, of which 3.6 are seen.
 """
 LIBRARIES = 60e6
 """Bytes that libraries take at their first convolution: code, weights in another layout."""
@@ -52,11 +52,10 @@ def peak_memory(
         2 * channels * grid + 3 * grid,
     )
     batch = min(config.predict.batch, count_windows(prepared, plan.patch, config.predict))
-    windows = 2 * batch * math.prod(plan.patch) * (channels + predictor.networks * classes)
+    windows: float = 2 * batch * math.prod(plan.patch) * (channels + predictor.networks * classes)
     if predictor.device.type == "cpu":
         at_once = min(batch, predictor.streams or batch)
-        maps_at_once = FEATURE_MAPS[predictor.networks > 1] * config.network.width
-        windows += at_once * math.prod(plan.patch) * maps_at_once
+        windows += at_once * math.prod(plan.patch) * BESIDE * predictor.live
     stitched = kept * classes * padded
     stitch = channels * (grid + (padded if padded > grid else 0)) + stitched + padded + windows
     averaged = classes * grid if kept > 1 else 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dcamt.config import Plan
 from dcamt.errors import InputError
+from dcamt.inference.live import live_values
 from dcamt.methods.method import Method
 from dcamt.networks.folding import fold_batch_norm
 from dcamt.networks.vnet import channels_last
@@ -25,14 +26,16 @@ class Predictor:
     """What sliding windows need of a method.
 
     ``branches`` maps windows ``(B, C, X, Y, Z)`` float32 on ``device`` to the probabilities of
-    every branch, ``(N, B, K, X, Y, Z)`` float32 on ``device``. ``networks`` is N, and ``streams``
-    the number of windows that are computed at a time, 0 for a whole batch.
+    every branch, ``(N, B, K, X, Y, Z)`` float32 on ``device``. ``networks`` is N, ``streams`` the
+    number of windows that are computed at a time, 0 for a whole batch, and ``live`` the number of
+    float32 values that the networks hold at once for each voxel of a window, 0 on a GPU.
     """
 
     branches: Callable[[Tensor], Tensor]
     device: torch.device
     networks: int = 1
     streams: int = 0
+    live: float = 0.0
 
 
 def make_predictor(
@@ -43,12 +46,13 @@ def make_predictor(
     On a CPU, probabilities equal those of ``method`` in evaluation mode to 1e-4. Raises InputError
     if OpenVINO is asked for but not installed, or asked to use a GPU.
     """
-    if backend == "openvino":
-        return _openvino_predictor(method, plan, device)
     fast = deepcopy(method).eval().to(device)
     fold_batch_norm(fast)
     channels_last(fast)
-    return Predictor(fast.branches, device, method.networks)
+    live = live_values(fast, len(plan.channels)) if device.type == "cpu" else 0.0
+    if backend == "openvino":
+        return _openvino_predictor(method, plan, device, live)
+    return Predictor(fast.branches, device, method.networks, live=live)
 
 
 class _Branches(nn.Module):
@@ -60,7 +64,7 @@ class _Branches(nn.Module):
         return self.method.branches(image)
 
 
-def _openvino_predictor(method: Method, plan: Plan, device: torch.device) -> Predictor:
+def _openvino_predictor(method: Method, plan: Plan, device: torch.device, live: float) -> Predictor:
     if device.type != "cpu":
         raise InputError("backend openvino computes on the CPU; add --device cpu")
     openvino = _import_openvino()
@@ -96,7 +100,7 @@ def _openvino_predictor(method: Method, plan: Plan, device: torch.device) -> Pre
         queue.wait_all()
         return torch.cat([found[index] for index in range(len(windows))], dim=1)
 
-    return Predictor(branches, device, method.networks, streams)
+    return Predictor(branches, device, method.networks, streams, live)
 
 
 def _import_openvino() -> Any:

@@ -1,4 +1,4 @@
-"""DCA-MT: two V-Nets that exchange features by cross-attention and distil into each other.
+"""DCA-MT: two networks that exchange features by cross-attention and distil into each other.
 
 "Dual cross-attentive mutual teaching for semi-supervised 3D medical segmentation", PLOS ONE 2026,
 doi 10.1371/journal.pone.0352358. One iteration, on labelled patches l and unlabelled patches u:
@@ -18,20 +18,22 @@ ones around them (``paste``). The paper's own reading is
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from dcamt.config import Fraction, Section
+from dcamt.config import BackboneConfig, Fraction, Section
+from dcamt.errors import InputError
 from dcamt.losses.alignment import intra_inter, mmd
 from dcamt.losses.consistency import distillation
 from dcamt.losses.overlap import dice_ce, one_hot, pseudo_label
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.attention import CrossAttention
 from dcamt.networks.backbone import Backbone, Network, Stride
+from dcamt.networks.convolution import Pointwise
 from dcamt.ops.mix import random_box
 from dcamt.types import IGNORE, Batch, Progress, Update
 
@@ -66,6 +68,11 @@ class DCAMT(Method):
         the branches must look at that too, each patch is used in ``boxes`` places of the batch,
         within different labelled patches, and as many fewer patches are used: 1 uses them all, 2
         the first half. Mixing is part of the distillation.
+
+        ``teacher_network`` and ``student_network`` are backbones other than that of the network
+        section: a name, or name, width and size. Their bottlenecks must be of one size; where they
+        differ in channels, the teacher's features are projected into the student's (1x1x1) to be
+        exchanged and compared, and what it finds there is projected back.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -89,20 +96,42 @@ class DCAMT(Method):
         targets: Literal["soft", "hard"] = "hard"
         paste: Fraction = 0.67
         boxes: PositiveInt = 1
+        teacher_network: BackboneConfig | None = None
+        student_network: BackboneConfig | None = None
 
     config: Config
 
     def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.uses = _COMPONENTS[config.components]
-        student = network()
-        teacher = frozen_copy(student) if config.teacher == "ema" else network()
+        if config.teacher != "gradient" and config.teacher_network != config.student_network:
+            raise InputError(
+                f"method.teacher = {config.teacher} averages the weights of two networks that are "
+                "alike; set method.teacher=gradient, or give teacher_network and student_network "
+                "the same value"
+            )
+        student = network(**_asked(config.student_network))
+        teacher = (
+            frozen_copy(student)
+            if config.teacher == "ema"
+            else network(**_asked(config.teacher_network))
+        )
+        if self.uses & {"attention", "alignment"} and teacher.stride != student.stride:
+            raise InputError(
+                "method dca-mt: the bottlenecks of teacher and student are of different sizes "
+                f"({_shape(teacher.stride)} and {_shape(student.stride)} voxels of the image for "
+                "one); choose backbones whose strides are the same"
+            )
         exchange = None
         if "attention" in self.uses:
             exchange = CrossAttention(
                 student.features, config.heads, config.head_size, config.shared_attention
             )
-        self.pair = Pair(teacher, student, exchange)
+        self.pair = Pair(teacher, student, exchange, compared="alignment" in self.uses)
+
+    @classmethod
+    def backbones(cls, config: Config, network: BackboneConfig) -> tuple[BackboneConfig, ...]:
+        return config.teacher_network or network, config.student_network or network
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         c = self.config
@@ -183,20 +212,51 @@ class DCAMT(Method):
         )
 
 
-class Pair(nn.Module):
-    """Teacher and student, and what lets their bottlenecks look at each other."""
+def _asked(backbone: BackboneConfig | None) -> dict[str, Any]:
+    return {} if backbone is None else backbone.model_dump()
 
-    def __init__(self, teacher: Backbone, student: Backbone, exchange: CrossAttention | None):
+
+def _shape(stride: Stride) -> str:
+    return " x ".join(map(str, stride))
+
+
+class Pair(nn.Module):
+    """Teacher and student, and what lets their bottlenecks look at each other.
+
+    ``compared``: whether the features that are returned will be compared with each other.
+    """
+
+    def __init__(
+        self,
+        teacher: Backbone,
+        student: Backbone,
+        exchange: CrossAttention | None,
+        compared: bool = True,
+    ):
         super().__init__()
         self.teacher, self.student, self.exchange = teacher, student, exchange
+        self.project: nn.Module = nn.Identity()
+        self.back: nn.Module = nn.Identity()
+        if teacher.features != student.features and (compared or exchange is not None):
+            self.project = Pointwise(teacher.features, student.features)
+            if exchange is not None:
+                self.back = Pointwise(student.features, teacher.features)
 
     def forward(self, image_t: Tensor, image_s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits of teacher and student ``(B, K, X, Y, Z)`` and their exchanged features."""
-        features_t, skips_t = self.teacher.encode(image_t)
+        """Logits of teacher and student ``(B, K, X, Y, Z)`` and their exchanged features.
+
+        Both features have the student's channels, unless nothing is exchanged or compared.
+        """
+        own_t, skips_t = self.teacher.encode(image_t)
         features_s, skips_s = self.student.encode(image_s)
+        features_t = projected = self.project(own_t)
         if self.exchange is not None:
-            features_t, features_s = self.exchange(features_t, features_s)
-        logits_t = self.teacher.decode(features_t, skips_t)
+            features_t, features_s = self.exchange(projected, features_s)
+            if isinstance(self.back, nn.Identity):
+                own_t = features_t
+            else:
+                own_t = own_t + self.back(features_t - projected)
+        logits_t = self.teacher.decode(own_t, skips_t)
         logits_s = self.student.decode(features_s, skips_s)
         return logits_t, logits_s, features_t, features_s
 

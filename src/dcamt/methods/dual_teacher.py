@@ -15,11 +15,11 @@ iterations of its epoch, as in the authors' script, so that it starts each turn 
 Sub-networks, drawn anew for every patch, make the student an implicit ensemble; teachers are
 whole. The evaluated network is the student.
 
-An epoch is a share of the run, by default one of the authors' 200. Unlike theirs: V-Net has no
-residual blocks to drop, so that a sub-network is one of dropout, at the same rate; the strong view
-changes contrast and brightness alone (no hue, grey, blur or flip); one box for all patches, of a
-volume drawn as their area; patches exchange voxels only where both are real; all that the student
-sees passes in one batch; and the share of C is over the batch in both kinds of epochs.
+An epoch is a share of the run, by default one of the authors' 200. Unlike theirs: not every
+backbone has residual blocks to drop, so that a sub-network is one of dropout, at the same rate; the
+strong view changes contrast and brightness alone (no hue, grey, blur or flip); one box for all
+patches, of a volume drawn as their area; patches exchange voxels only where both are real; all that
+the student sees passes in one batch; and the share of C is over the batch in both kinds of epochs.
 """
 
 from typing import Annotated

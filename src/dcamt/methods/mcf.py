@@ -1,7 +1,7 @@
 """MCF: two different networks; where they disagree one is wrong, and the better one teaches.
 
 Wang et al., "MCF: Mutual correction framework for semi-supervised medical image segmentation",
-CVPR 2023. A is a V-Net, B a V-Net on a 3D ResNet-34 encoder:
+CVPR 2023. A is a V-Net, or whatever backbone is configured, B a V-Net on a 3D ResNet-34 encoder:
 
     D     = voxels of labelled patches with argmax p_A != argmax p_B
     L_A   = L_sup(A) + disagreement mean over D of |p_A - y|^2   and the same for B
@@ -13,14 +13,15 @@ the worse one learns from L_c. The evaluated output is the mean of both.
 
 Unlike the paper, both networks see the same patches rather than a crop each: they are compared
 voxel by voxel. L_sup is the protocol's 0.5 (cross-entropy + Dice), and the squared errors are means
-over all classes.
+over all classes. B is the same whatever A is, for the two are to differ by design, and has as many
+channels at full resolution; so a patch must suit a V-Net, too.
 """
 
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from dcamt.config import Fraction, Section
+from dcamt.config import BackboneConfig, Fraction, Section
 from dcamt.losses.consistency import masked_mse
 from dcamt.losses.overlap import cross_entropy, one_hot, soft_dice
 from dcamt.methods.method import Method
@@ -30,7 +31,7 @@ from dcamt.types import IGNORE, Batch, Progress, Update
 
 
 class MCF(Method):
-    """A V-Net and a ResNet that correct each other."""
+    """A V-Net, or another backbone, and a ResNet that correct each other."""
 
     networks = 2
 
@@ -49,6 +50,10 @@ class MCF(Method):
         self.vnet = network()
         v = self.vnet
         self.resnet = ResNet34(v.channels, v.classes, v.width, v.dropout.p)
+
+    @classmethod
+    def backbones(cls, config: Config, network: BackboneConfig) -> tuple[BackboneConfig, ...]:
+        return network, BackboneConfig(name="vnet")
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         c = self.config

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from dcamt.config import Section, TrainConfig
+from dcamt.config import BackboneConfig, Section, TrainConfig
 from dcamt.networks.backbone import Network
 from dcamt.types import Batch, Progress, Update
 
@@ -22,10 +22,17 @@ class Method(nn.Module):
     Config: ClassVar[type[Section]] = Section
     networks: ClassVar[int] = 1
     """How many ``predict`` averages."""
+    least_side: ClassVar[int] = 1
+    """Voxels that each side of a patch must have."""
 
     def __init__(self, config: Any, network: Network):
         super().__init__()
         self.config = config
+
+    @classmethod
+    def backbones(cls, config: Any, network: BackboneConfig) -> tuple[BackboneConfig, ...]:
+        """The backbones that the method builds, where ``network`` is the configured one."""
+        return (network,)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by optimiser; one SGD for all of them unless overridden."""

@@ -35,6 +35,8 @@ from dcamt.types import IGNORE, Batch, Progress, Update
 class SASSNet(Method):
     """Segmentation and distance from one network, and what judges the distance."""
 
+    least_side = 16  # of the discriminator
+
     class Config(Section):
         sdm_weight: float = 0.3
         weight: float = 0.01

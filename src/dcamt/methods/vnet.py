@@ -1,6 +1,7 @@
-"""V-Net trained on the labelled cases alone: the bar every semi-supervised method must clear.
+"""A network trained on the labelled cases alone: the bar every semi-supervised method must clear.
 
-Milletari et al., 3DV 2016, in the form of dcamt.networks.vnet. With all labels it is the ceiling.
+By default the V-Net of Milletari et al., 3DV 2016, in the form of dcamt.networks.vnet, after which
+the method is named. With all labels it is the ceiling.
 """
 
 from torch import Tensor

@@ -8,10 +8,13 @@ bottleneck, which is (x, y, z) = (X, Y, Z) / stride.
 """
 
 from collections.abc import Callable
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 Stride = tuple[int, int, int]
+Patch = tuple[int, int, int]
+Spacing = tuple[float, float, float]
 
 
 class Backbone(nn.Module):
@@ -22,7 +25,22 @@ class Backbone(nn.Module):
     multiple of it. ``dropout`` acts on the bottleneck and on what the head reads.
     """
 
+    usual_width: ClassVar[int]
+    """The published one."""
+    width_step: ClassVar[int] = 1
+    """Widths are multiples of it."""
+    sizes: ClassVar[tuple[str, ...]] = ()
+    """Names of the sizes that there are, the usual one first; the class then takes ``size``."""
+    adapts: ClassVar[bool] = False
+    """Whether its layers depend on patch and spacing, which the class then takes, too."""
+    norm: ClassVar[Literal["batch", "instance", "group"]] = "instance"
+    """Over what features are normalised: each channel of a batch or of a patch, or groups of them.
+
+    The variance of one voxel of one patch is none, of several channels it may be.
+    """
+
     head: nn.Module
+    stride: Stride
 
     def __init__(
         self,
@@ -31,13 +49,20 @@ class Backbone(nn.Module):
         *,
         features: int,
         width: int,
-        stride: Stride,
         dropout: float = 0.0,
     ):
         super().__init__()
         self.channels, self.classes = channels, classes
-        self.features, self.width, self.stride = features, width, stride
+        self.features, self.width = features, width
         self.dropout = nn.Dropout3d(dropout)
+
+    @classmethod
+    def stride_for(cls, patch: Patch, spacing: Spacing) -> Stride:
+        """Voxels of the image for one of the bottleneck, in patches of about ``patch`` voxels.
+
+        ``spacing``: mm. Each is a power of 2 at most as large for a smaller side.
+        """
+        return cls.stride
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``(B, C, X, Y, Z)`` to the bottleneck ``(B, D, x, y, z)``, and the skips."""
@@ -61,4 +86,8 @@ class Backbone(nn.Module):
 
 
 Network = Callable[..., Backbone]
-"""Makes a backbone with new weights; takes ``dropout``."""
+"""Makes a backbone with new weights, by default the configured one.
+
+Takes ``dropout`` to replace the configured one, and ``name``, ``width`` and ``size`` together for
+another backbone.
+"""

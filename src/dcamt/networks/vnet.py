@@ -38,16 +38,13 @@ class VNet(Backbone):
     acts on the bottleneck and on the last decoder features.
     """
 
+    usual_width = 16
+    norm = "batch"
+    stride = (STRIDE, STRIDE, STRIDE)
+
     def __init__(self, channels: int = 1, classes: int = 2, width: int = 16, dropout: float = 0.0):
         widths = [width * 2**level for level in range(5)]
-        super().__init__(
-            channels,
-            classes,
-            features=widths[-1],
-            width=width,
-            stride=(STRIDE, STRIDE, STRIDE),
-            dropout=dropout,
-        )
+        super().__init__(channels, classes, features=widths[-1], width=width, dropout=dropout)
         self.encoder = nn.ModuleList(
             _block(channels if level == 0 else w, w, n)
             for level, (w, n) in enumerate(zip(widths, _ENCODER_CONVOLUTIONS, strict=True))

@@ -1,31 +1,140 @@
 """A method from its configuration, with new weights or with those of a run."""
 
-from functools import partial
+from math import lcm
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-from dcamt.config import MethodConfig, Section, validated
+from dcamt.config import (
+    BackboneConfig,
+    Config,
+    MethodConfig,
+    NetworkConfig,
+    Patch,
+    Plan,
+    Section,
+    Triple,
+    validated,
+)
+from dcamt.data.plan import multiples
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
-from dcamt.networks.vnet import STRIDE, VNet
+from dcamt.networks import BACKBONES
+from dcamt.networks.backbone import Backbone, Network, Stride
 from dcamt.records.run_folder import RunConfig, read_config
 
 
 def build_method(config: RunConfig) -> Method:
-    """The configured method with weights drawn from the run's seed; InputError if unknown."""
+    """The configured method with weights drawn from the run's seed.
+
+    Raises InputError if it, or a backbone, is unknown, or if they do not go together.
+    """
     options = _method_options(config.method)
-    network = partial(
-        VNet,
-        len(config.plan.channels),
-        len(config.plan.classes),
-        config.network.width,
-        dropout=config.network.dropout,
-    )
+    network = make_network(config.network, config.plan)
     torch.manual_seed(config.seed)
     return METHODS[config.method.name](options, network)
+
+
+def make_network(configured: NetworkConfig, plan: Plan) -> Network:
+    """What makes backbones for the images of ``plan``; see dcamt.networks.backbone.Network."""
+    usual = resolve_network(configured)
+
+    def network(
+        name: str | None = None,
+        width: int | None = None,
+        size: str | None = None,
+        dropout: float = configured.dropout,
+    ) -> Backbone:
+        chosen: BackboneConfig = usual
+        if name is not None:
+            chosen = resolve_network(BackboneConfig(name=name, width=width, size=size))
+        kind = BACKBONES[chosen.name]
+        sizes: dict[str, Any] = {"width": chosen.width, "dropout": dropout}
+        if kind.sizes:
+            sizes["size"] = chosen.size
+        if kind.adapts:
+            sizes |= {"patch": plan.patch, "spacing": plan.spacing}
+        make: Network = kind  # each has arguments of its own
+        return make(len(plan.channels), len(plan.classes), **sizes)
+
+    return network
+
+
+AnyBackbone = TypeVar("AnyBackbone", bound=BackboneConfig)
+
+
+def resolve_network(network: AnyBackbone) -> AnyBackbone:
+    """``network`` with the sizes that it has; InputError if there is no such backbone."""
+    if network.name not in BACKBONES:
+        known = ", ".join(BACKBONES)
+        raise InputError(f"backbone {network.name[:50]!r} is unknown; known backbones: {known}")
+    kind = BACKBONES[network.name]
+    width = network.width or kind.usual_width
+    if width % kind.width_step:
+        raise InputError(
+            f"backbone {network.name}: its width is a multiple of {kind.width_step}, not {width}"
+        )
+    if network.size is None:
+        size = kind.sizes[0] if kind.sizes else None
+    elif network.size in kind.sizes:
+        size = network.size
+    elif kind.sizes:
+        known = ", ".join(kind.sizes)
+        raise InputError(f"backbone {network.name} has the sizes {known}, not {network.size[:50]}")
+    else:
+        raise InputError(f"backbone {network.name} has no named sizes; set its width instead")
+    return network.model_copy(update={"width": width, "size": size})
+
+
+def backbones(config: Config) -> dict[str, type[Backbone]]:
+    """The backbones that the configured method builds, by name; InputError if one is unknown."""
+    kind, options = METHODS[config.method.name], _method_options(config.method)
+    names = [resolve_network(each).name for each in kind.backbones(options, config.network)]
+    return {name: BACKBONES[name] for name in names}
+
+
+def network_stride(config: Config, patch: Patch, spacing: Triple) -> Stride:
+    """What every side of a patch of about ``patch`` voxels must be a multiple of."""
+    strides = [kind.stride_for(patch, spacing) for kind in backbones(config).values()]
+    x, y, z = (lcm(*axis) for axis in zip(*strides, strict=True))
+    return x, y, z
+
+
+def _fits(patch: Patch, stride: Stride) -> bool:
+    return not any(side % step for side, step in zip(patch, stride, strict=True))
+
+
+def check_networks(config: RunConfig) -> None:
+    """InputError unless the method can train with the backbones, patches and batches it is to."""
+    plan, train = config.plan, config.train
+    stride = network_stride(config, plan.patch, plan.spacing)
+    if not _fits(plan.patch, stride):
+        raise InputError(
+            f"data.patch = {list(plan.patch)}: every side must be a multiple of {multiples(stride)}"
+        )
+    least = METHODS[config.method.name].least_side
+    if min(plan.patch) < least:
+        raise InputError(
+            f"method {config.method.name}: data.patch = {list(plan.patch)}: each side must have at "
+            f"least {least} voxels"
+        )
+    for name, kind in backbones(config).items():
+        if kind.stride_for(plan.patch, plan.spacing) != plan.patch:
+            continue
+        why = f"data.patch = {list(plan.patch)} leaves one voxel at the bottleneck of {name}"
+        if kind.norm == "instance":
+            raise InputError(f"{why}, which instance norm makes 0; set a larger data.patch")
+        for key in ("labeled_batch", "unlabeled_batch"):
+            if kind.norm == "batch" and getattr(train, key) == 1:
+                raise InputError(
+                    f"train.{key} = 1 with {why}, so batch norm has one value; set train.{key}=2 "
+                    "or a larger data.patch"
+                )
+    with torch.device("meta"):  # whatever else a method or a backbone refuses
+        build_method(config)
 
 
 def resolve_method(method: MethodConfig) -> MethodConfig:
@@ -55,13 +164,13 @@ def check_fit(config: RunConfig, weights: Path) -> None:
 
     Told from shapes alone: a stranger's configuration may describe a network of any size.
     """
-    if any(size % STRIDE for size in config.plan.patch):
-        raise InputError(f"{weights.parent}/config.yaml: plan.patch is no multiple of {STRIDE}")
+    source = f"{weights.parent}/config.yaml"
+    stride = network_stride(config, config.plan.patch, config.plan.spacing)
+    if not _fits(config.plan.patch, stride):
+        raise InputError(f"{source}: plan.patch is no multiple of {multiples(stride)}")
     try:
         with torch.device("meta"):
             method = build_method(config)
     except (RuntimeError, ValueError, OverflowError, TypeError, MemoryError):
-        raise InputError(
-            f"{weights.parent}/config.yaml: describes a network that cannot be built"
-        ) from None
+        raise InputError(f"{source}: describes a network that cannot be built") from None
     checkpoint.check(weights, method)

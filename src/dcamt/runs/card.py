@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dcamt.config import load_config
+from dcamt.config import NetworkConfig, load_config
 from dcamt.errors import InputError
 from dcamt.escape import markdown
 from dcamt.evaluation.statistics import metrics_of, over_seeds
@@ -84,7 +84,7 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
                 "optimiser of the networks": f"SGD, rate {train.learning_rate:g}, "
                 f"momentum {train.momentum:g}, weight decay {train.weight_decay:g}",
                 "method's options": _options(config.method.options),
-                "V-Net width": str(config.network.width),
+                "network": _network(config.network),
                 "seeds": ", ".join(map(str, seeds)),
                 "weights": _CHOSEN[weights],
                 "computed with": ", ".join(f"{k} {v}" for k, v in first.versions.items()),
@@ -118,6 +118,11 @@ def _description(run: FinishedRun) -> tuple[str, str]:
 
 def _cases(run: FinishedRun, part: SplitPart) -> str:
     return number_of(len(run.split.get(part, ())), "case")
+
+
+def _network(network: NetworkConfig) -> str:
+    size = f", size {network.size}" if network.size else ""
+    return f"{markdown(network.name)}{size}, width {network.width}"
 
 
 def _options(options: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What a training will do, decided before its first iteration."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +14,8 @@ from dcamt.errors import InputError, first_of
 from dcamt.files import same_folder
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import told_of_memory
-from dcamt.networks.vnet import STRIDE
 from dcamt.records.run_folder import RunConfig
-from dcamt.runs.build import resolve_method
+from dcamt.runs.build import check_networks, network_stride, resolve_method, resolve_network
 
 Labels = int | Literal["all"] | None
 """How many labels to keep; None for those that the split names."""
@@ -42,7 +42,7 @@ def plan_run(dataset: Path, config: Config, splits: Path | None, labeled: Labels
 
     Raises InputError for whatever would keep the run from training.
     """
-    method = resolve_method(config.method)
+    method, network = resolve_method(config.method), resolve_network(config.network)
     if config.dataset is not None and not same_folder(config.dataset, dataset):
         raise InputError(
             f"the recipe names the data set {config.dataset}, but {dataset} is given; leave "
@@ -52,22 +52,18 @@ def plan_run(dataset: Path, config: Config, splits: Path | None, labeled: Labels
     split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
     visible = hide_labels(found, split)
     training = (*split.labeled, *split.unlabeled)
-    seen = survey(visible, training, config.data, plan=config.plan, keep=True)
+    stride = partial(network_stride, config)
+    seen = survey(visible, training, config.data, plan=config.plan, stride=stride, keep=True)
     if seen.plan is None:
         raise first_of(seen.errors)
-    _check_statistics(seen.plan.patch, config)
     window_overlap(seen.plan.patch, config.predict)  # refuses a stride that skips voxels
-    told = {"dataset": dataset.resolve(), "plan": seen.plan, "method": method}
-    ready = prepare(visible.cases, seen.plan, seen.kept)
+    told = {
+        "dataset": dataset.resolve(),
+        "plan": seen.plan,
+        "method": method,
+        "network": network,
+    }
     planned = RunConfig(**{**dict(config), **told})
+    check_networks(planned)
+    ready = prepare(visible.cases, seen.plan, seen.kept)
     return Planned(planned, split, seen.dataset, tuple(ready), tuple(seen.warnings))
-
-
-def _check_statistics(patch: tuple[int, int, int], config: Config) -> None:
-    """InputError if a batch is one bottleneck voxel: batch norm cannot take its variance."""
-    for key in ("labeled_batch", "unlabeled_batch"):
-        if max(patch) == STRIDE and getattr(config.train, key) == 1:
-            raise InputError(
-                f"train.{key} = 1 with data.patch = {list(patch)} gives batch norm one value; "
-                f"set train.{key}=2 or a larger data.patch"
-            )

@@ -36,7 +36,7 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
 
     def compare(new: dict[str, Any], old: dict[str, Any], prefix: str) -> None:
         for key, value in new.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and isinstance(old.get(key), dict):
                 compare(value, old[key], f"{prefix}{key}.")
             elif value != old.get(key):
                 raise InputError(

@@ -3,7 +3,7 @@
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dcamt.config import MethodConfig, NetworkConfig, Normalization, Plan
+from dcamt.config import MethodConfig, load_config
 from dcamt.engine.device import make_fabric
 from dcamt.engine.trainer import Update, make_optimizers
 from dcamt.errors import InputError
@@ -23,7 +23,7 @@ from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent, safe_path
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
-from dcamt.runs.complexity import check_patch, check_sizes, count, method_names
+from dcamt.runs.complexity import count, method_names, with_plan
 from dcamt.runs.design import BASELINE, parse_rows
 from dcamt.types import Batch, Progress
 
@@ -44,13 +44,15 @@ def measure(
     patch: tuple[int, int, int],
     channels: int = 1,
     classes: int = 2,
-    width: int = 16,
+    width: int | None = None,
     device: str = "auto",
     rounds: int | None = None,
+    set: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Count and measure each method, V-Net first, which the others are related to.
 
-    ``methods`` is written as for `dcamt compare`, or "all".
+    ``methods`` is written as for `dcamt compare`, or "all". ``set`` are ``key=value`` settings of
+    all of them, such as ``network.name=unet``.
 
     An iteration takes two labelled and two unlabelled patches of ``patch`` voxels, for ``vnet`` the
     same four with labels, in the precision of training, and includes the optimiser. A volume is
@@ -64,13 +66,15 @@ def measure(
     iteration_ms, memory_mb (10^6 bytes), volume_s and ``ratio``, the same five as multiples of
     V-Net's. Raises InputError for a method, a patch, a number or a device that cannot be used.
     """
-    check_patch(patch)
-    check_sizes(channels, classes, width)
+    settings = load_config(None, [*set, f"device={device}"])
     if rounds is not None and rounds < 1:
         raise InputError(f"--iterations {rounds}: ask for at least 1")
     rows = parse_rows(",".join(method_names()) if methods == "all" else methods)
     rows = [*parse_rows(BASELINE), *(row for row in rows if row.name != BASELINE)]
-    configs = {r.name: _configure(r.method, patch, channels, classes, width, device) for r in rows}
+    configs = {
+        row.name: with_plan(_with(settings, row.method), patch, channels, classes, width)
+        for row in rows
+    }
     fabric = make_fabric(device, "auto")
     gpu = fabric.device.type == "cuda"
     found: dict[str, dict[str, Any]] = {}
@@ -125,28 +129,8 @@ def cost_table(costs: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _configure(
-    method: MethodConfig,
-    patch: tuple[int, int, int],
-    channels: int,
-    classes: int,
-    width: int,
-    device: str,
-) -> RunConfig:
-    plan = Plan(
-        channels=tuple(f"channel {i}" for i in range(channels)),
-        classes=tuple(f"class {k}" for k in range(classes)),
-        ignore=None,
-        orientation="RAS",
-        spacing=(1.0, 1.0, 1.0),
-        crop=False,
-        normalization=(Normalization(),) * channels,
-        patch=patch,
-    )
-    network = NetworkConfig(width=width)
-    return RunConfig.model_validate(
-        {"plan": plan, "method": method, "network": network, "device": device}
-    )
+def _with(settings: Config, method: MethodConfig) -> Config:
+    return settings.model_copy(update={"method": method})
 
 
 def _subject(config: RunConfig) -> _Subject:

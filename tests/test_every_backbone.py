@@ -1,0 +1,135 @@
+"""Every backbone through the whole chain: train, resume, predict, export, card, cost."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import dcamt
+from dcamt.errors import InputError
+from dcamt.inference.predictor import make_predictor
+from dcamt.networks import BACKBONES
+from dcamt.runs.build import load_run
+from dcamt.runs.complexity import method_cost
+
+# The smallest that each takes: width and patch.
+SMALLEST = {
+    "mednext": (1, [16, 32, 16]),
+    "resenc": (1, [16, 16, 16]),
+    "segresnet": (8, [16, 16, 8]),
+    "swin-unetr": (12, [64, 32, 32]),
+    "unet": (1, [16, 16, 16]),
+    "vnet": (1, [16, 32, 16]),
+}
+CPU = torch.device("cpu")
+
+
+def settings(name: str, iterations: int) -> list[str]:
+    width, patch = SMALLEST[name]
+    return [
+        "device=cpu", f"network.name={name}", f"network.width={width}", f"data.patch={patch}",
+        f"train.iterations={iterations}", "train.labeled_batch=1", "train.unlabeled_batch=1",
+        "train.checkpoint_every=1", "train.validate_every=0", "method.decay=0.9",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def run(request, phantoms: Path, tmp_path_factory, cache) -> Path:
+    """Two iterations of Mean Teacher on each backbone; read only."""
+    out = tmp_path_factory.mktemp("runs") / request.param
+    dcamt.train(
+        phantoms, out, method="mean-teacher", splits=phantoms / "splits.json",
+        set=settings(request.param, 2), quiet=True,
+    )  # fmt: skip
+    return out
+
+
+def test_the_run_says_what_it_trained(run) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    width, patch = SMALLEST[run.name]
+    network = {"name": run.name, "width": width, "size": "S" if run.name == "mednext" else None}
+    assert config["network"] == {**network, "dropout": 0.0}
+    assert config["plan"]["patch"] == patch
+    assert f"{run.name}{', size S' if network['size'] else ''}, width {width}" in dcamt.card(run)
+
+
+def test_it_resumes_to_the_same_weights(run, phantoms, tmp_path, monkeypatch) -> None:
+    from dcamt.engine import train as engine  # noqa: PLC0415
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(*arguments: object) -> None:
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "is_stopped", lambda received, fabric, step: cut() if step else 0)
+        with pytest.raises(PowerCut):
+            dcamt.train(
+                phantoms, tmp_path / "run", method="mean-teacher",
+                splits=phantoms / "splits.json", set=settings(run.name, 2), quiet=True,
+            )  # fmt: skip
+    dcamt.train(None, tmp_path / "run", resume=True, quiet=True)
+    expected = load_file(run / "last.safetensors")
+    found = load_file(tmp_path / "run" / "last.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_what_is_handed_on_segments_the_same(run, phantoms, tmp_path) -> None:
+    scan = phantoms / "imagesTr" / "phantom_001.nii.gz"
+    dcamt.export(run, tmp_path / "handed")
+    maps = []
+    for source in (run, tmp_path / "handed"):
+        out = tmp_path / f"from-{source.name}"
+        dcamt.predict(source, scan, out, probabilities=True, device="cpu", quiet=True)
+        path = out / "probabilities" / "phantom_001_atrium.nii.gz"
+        maps.append(nib.load(path).get_fdata())
+    assert maps[0].shape == nib.load(scan).shape
+    np.testing.assert_allclose(*maps, atol=0.02)  # weights in half precision
+
+
+def test_made_fast_it_predicts_the_same(run) -> None:
+    config, method = load_run(run)
+    window = torch.randn(2, 1, *config.plan.patch)
+    window = window.contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        expected = method.eval().branches(window)
+        predictor = make_predictor(method, config.plan, CPU)
+        found = predictor.branches(window)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    width = SMALLEST[run.name][0]
+    assert 3 * width < predictor.live < 30 * width + 20
+
+
+def test_openvino_gives_the_same_probabilities(run) -> None:
+    config, method = load_run(run)
+    try:
+        predictor = make_predictor(method, config.plan, CPU, "openvino")
+    except InputError:
+        pytest.skip("OpenVINO is not installed: pip install dcamt[openvino]")
+    window = torch.randn(2, 1, *config.plan.patch)
+    with torch.no_grad():
+        expected = method.eval().branches(window)
+    torch.testing.assert_close(predictor.branches(window), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_it_can_be_counted(name, cli) -> None:
+    width, patch = SMALLEST[name]
+    code, out, _ = cli(
+        "cost", "--method", "mean-teacher", "--set", f"network.name={name}", "--width", width,
+        "--patch", *patch, "--json",
+    )  # fmt: skip
+    assert code == 0
+    found = json.loads(out)
+    assert found == method_cost(
+        "mean-teacher", patch, set=[f"network.name={name}", f"network.width={width}"]
+    )
+    alone = method_cost("vnet", patch, width=width, set=[f"network.name={name}"])
+    assert found == {"parameters": 2 * alone["parameters"], "macs": alone["macs"]}
