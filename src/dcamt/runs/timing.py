@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dcamt.config import MethodConfig, load_config
+from dcamt.config import Config, MethodConfig, load_config
 from dcamt.engine.device import make_fabric
 from dcamt.engine.trainer import Update, make_optimizers
 from dcamt.errors import InputError
