@@ -34,7 +34,7 @@ PLAN = Plan(
 def start(work, *arguments):
     """``work`` in a process of its own that has PyTorch loaded already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dcamt.experiment", "dcamt.segmenting"])
+    context.set_forkserver_preload(["dcamt.runs.train", "dcamt.runs.predict"])
     process = context.Process(target=work, args=arguments)
     process.start()
     return process

@@ -18,6 +18,8 @@ __all__ = [
     "card",
     "compare",
     "cost",
+    "demo",
+    "doctor",
     "evaluate",
     "export",
     "inspect",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
         card,
         compare,
         cost,
+        demo,
+        doctor,
         evaluate,
         export,
         inspect,
@@ -54,7 +58,7 @@ def __getattr__(name: str) -> "Any":
 
     if name == "InputError":
         return import_module("dcamt.errors").InputError
-    if name in __all__:  # `demo` and `doctor` are not there: modules have these names
+    if name in __all__:
         import_module("dcamt.nameless").name_the_nameless()
         return getattr(import_module("dcamt.api"), name)
     raise AttributeError(f"module 'dcamt' has no attribute {name!r}")

@@ -34,7 +34,7 @@ def start_command(data, run, settings):
 def start_fork(data, run, settings):
     """A process of its own that has PyTorch loaded already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dcamt.experiment"])
+    context.set_forkserver_preload(["dcamt.runs.train"])
     options = {"splits": data / "splits.json", "set": settings, "resume": True, "quiet": True}
     process = context.Process(target=api.train, args=(data, run), kwargs=options)
     process.start()
