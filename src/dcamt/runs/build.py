@@ -92,7 +92,7 @@ def resolve_network(network: AnyBackbone) -> AnyBackbone:
 
 def backbones(config: Config) -> dict[str, type[Backbone]]:
     """The backbones that the configured method builds, by name; InputError if one is unknown."""
-    kind, options = METHODS[config.method.name], _method_options(config.method)
+    options, kind = _method_options(config.method), METHODS[config.method.name]
     names = [resolve_network(each).name for each in kind.backbones(options, config.network)]
     return {name: BACKBONES[name] for name in names}
 
