@@ -74,7 +74,7 @@ def test_it_resumes_to_the_same_weights(run, phantoms, tmp_path, monkeypatch) ->
                 phantoms, tmp_path / "run", method="mean-teacher",
                 splits=phantoms / "splits.json", set=settings(run.name, 2), quiet=True,
             )  # fmt: skip
-    dcamt.train(None, tmp_path / "run", resume=True, quiet=True)
+    dcamt.train(phantoms, tmp_path / "run", resume=True, quiet=True)
     expected = load_file(run / "last.safetensors")
     found = load_file(tmp_path / "run" / "last.safetensors")
     assert expected.keys() == found.keys()
