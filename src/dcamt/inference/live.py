@@ -1,42 +1,36 @@
-"""How much networks hold at once while they compute, counted without computing anything."""
+"""How much networks hold at once while they compute: counted in a trial."""
 
 import weakref
 from collections.abc import Callable, Iterable
+from math import lcm
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dcamt.methods.method import Method
+from dcamt.networks.backbone import Backbone
 
 
-def live_values(method: Method, channels: int, patch: tuple[int, int, int]) -> float:
+def live_values(method: Method, channels: int) -> float:
     """float32 values alive at once for each voxel of a window that ``method`` predicts.
 
-    ``patch``: voxels of the window. Weights and the window itself do not count, nor what kernels
-    take beside.
+    Tried on the CPU with the smallest window of ``channels`` that keeps two voxels at the
+    bottleneck: on the device meta PyTorch would first load what it compiles with. Weights and the
+    window itself do not count, nor what kernels take beside. Transformers that pad such a window
+    are told to hold up to twice what they do of a large one.
     """
-    branches = _Branches(method)
-    before = {**dict(branches.named_parameters()), **dict(branches.named_buffers())}
-    shapes = {name: value.to("meta") for name, value in before.items()}
-    window = torch.empty(1, channels, *patch, device="meta")
+    strides = [each.stride for each in method.modules() if isinstance(each, Backbone)]
+    x, y, z = (lcm(*axis) for axis in zip(*strides, strict=True))
+    window = torch.zeros(1, channels, 2 * x, y, z)
     window = window.contiguous(memory_format=torch.channels_last_3d)
     # Views of what was there before are no results.
-    with torch.no_grad(), _Live([window, *shapes.values()]) as live:
-        functional_call(branches, shapes, (window,))
+    before = [window, *method.parameters(), *method.buffers()]
+    with torch.no_grad(), _Live(before) as live:
+        method.branches(window)
     return live.most / window.element_size() / window[0, 0].numel()
-
-
-class _Branches(nn.Module):
-    def __init__(self, method: Method):
-        super().__init__()
-        self.method = method
-
-    def forward(self, window: Tensor) -> Tensor:
-        return self.method.branches(window)
 
 
 class _Live(TorchDispatchMode):

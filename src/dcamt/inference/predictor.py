@@ -49,7 +49,7 @@ def make_predictor(
     fast = deepcopy(method).eval().to(device)
     fold_batch_norm(fast)
     channels_last(fast)
-    live = live_values(fast, len(plan.channels), plan.patch) if device.type == "cpu" else 0.0
+    live = live_values(fast, len(plan.channels)) if device.type == "cpu" else 0.0
     if backend == "openvino":
         return _openvino_predictor(method, plan, device, live)
     return Predictor(fast.branches, device, method.networks, live=live)
