@@ -358,3 +358,21 @@ def test_unusable_dataset_json(folders: tuple[Path, Path], text: str, message: s
 def test_unknown_unit(folders: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="choose mm or voxels"):
         evaluate(*folders, unit="cm")
+
+
+# -------------------------------------------------------------------------------------- outputs
+
+
+def test_json_reads_back_as_it_was(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    result = evaluate(*folders)
+    path = tmp_path / "new" / "result.json"
+    write_json(result, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == result
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+
+
+def test_json_that_cannot_be_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    with pytest.raises(InputError, match="taken: cannot be written"):
+        write_json(evaluate(*folders), taken)
