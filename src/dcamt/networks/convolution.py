@@ -13,6 +13,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv3d_weight
 
 
+def take_fast_convolutions(module: nn.Module) -> None:
+    """Make a Convolution of every plain one in ``module``, in place; weights stay as they are."""
+    for layer in module.modules():
+        if type(layer) is nn.Conv3d:
+            layer.__class__ = Convolution
+
+
 class Convolution(nn.Conv3d):
     """Computed by oneDNN wherever nothing is trained, in float32.
 

@@ -24,6 +24,7 @@ from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.networks import BACKBONES
 from dcamt.networks.backbone import Backbone, Network, Stride
+from dcamt.networks.convolution import take_fast_convolutions
 from dcamt.records.run_folder import RunConfig, read_config
 
 
@@ -58,7 +59,9 @@ def make_network(configured: NetworkConfig, plan: Plan) -> Network:
         if kind.adapts:
             sizes |= {"patch": plan.patch, "spacing": plan.spacing}
         make: Network = kind  # each has arguments of its own
-        return make(len(plan.channels), len(plan.classes), **sizes)
+        built = make(len(plan.channels), len(plan.classes), **sizes)
+        take_fast_convolutions(built)  # libraries bring PyTorch's own
+        return built
 
     return network
 
