@@ -180,6 +180,8 @@ WRONG_OPTIONS = {
     "a rate that is no number": (["--set", "train.learning_rate=.nan"], "learning_rate"),
     "patch off the stride": (["--set", "data.patch=[16,16,20]"], "multiple of 16"),
     "a batch of one bottleneck voxel": (["--set", "train.unlabeled_batch=1"], "unlabeled_batch=2"),
+    "unknown backbone": (["--set", "network.name=unet3d"], "resenc, segresnet, swin-unetr, unet"),
+    "a size of another backbone": (["--set", "network.size=B"], "no named sizes"),
     "window upside down": (["--set", "data.window=[300,100]"], "window"),
     "orientation": (["--set", "data.orientation=RAX"], "orientation"),
     "no label wanted": (["--labeled", "0"], "at least 1"),

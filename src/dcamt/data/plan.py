@@ -141,7 +141,8 @@ def multiples(stride: Sequence[int]) -> str:
     """What the sides of a patch must be multiples of, in words."""
     if len(set(stride)) == 1:
         return str(stride[0])
-    return f"{', '.join(map(str, stride))} along its axis"
+    *first, last = map(str, stride)
+    return f"{', '.join(first)} and {last}, one for each axis"
 
 
 def _normalization(

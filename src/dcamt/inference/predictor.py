@@ -46,6 +46,8 @@ def make_predictor(
     On a CPU, probabilities equal those of ``method`` in evaluation mode to 1e-4. Raises InputError
     if OpenVINO is asked for but not installed, or asked to use a GPU.
     """
+    if backend == "openvino" and device.type != "cpu":
+        raise InputError("backend openvino computes on the CPU; add --device cpu")
     fast = deepcopy(method).eval().to(device)
     fold_batch_norm(fast)
     channels_last(fast)
@@ -65,8 +67,6 @@ class _Branches(nn.Module):
 
 
 def _openvino_predictor(method: Method, plan: Plan, device: torch.device, live: float) -> Predictor:
-    if device.type != "cpu":
-        raise InputError("backend openvino computes on the CPU; add --device cpu")
     openvino = _import_openvino()
     example = torch.zeros(1, len(plan.channels), *plan.patch)
     with torch.no_grad():
