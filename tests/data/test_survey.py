@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dcamt.config import DataConfig, load_config
+from dcamt.data import look as looking
 from dcamt.data import prepare as preparation
 from dcamt.data import survey as surveying
 from dcamt.data.dataset import read_dataset
@@ -262,7 +263,7 @@ def test_scans_are_cropped_where_no_label_is_lost(tmp_path):
 def test_each_file_is_decoded_once(tmp_path, monkeypatch):
     root = write(tmp_path / "set", {c: block() for c in "abcde"} | {"u": None, "v": None})
     read: list[str] = []
-    for module in (surveying, preparation):
+    for module in (looking, preparation):
         for name in ("read_image", "read_label"):
             real = getattr(module, name)
 
