@@ -22,7 +22,7 @@ from fresh_process import in_process
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
-from dcamt.config import Config, load_config
+from dcamt.config import load_config
 from dcamt.data.dataset import read_dataset
 from dcamt.data.prepare import prepare
 from dcamt.data.volume import write_volume
@@ -30,6 +30,7 @@ from dcamt.engine.device import make_fabric
 from dcamt.files import write_text
 from dcamt.inference.predict import predict_case
 from dcamt.inference.predictor import make_predictor
+from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
 
 SHAPE = (64, 64, 48)
@@ -143,7 +144,7 @@ def dataset(root: Path, number: int, shape: tuple[int, int, int], classes: int) 
     return root
 
 
-def configuration(data: Path, workers: int = 0) -> Config:
+def configuration(data: Path, workers: int = 0) -> RunConfig:
     """A narrow V-Net on two labelled and two unlabelled patches by DCA-MT."""
     config = load_config(
         None,
@@ -163,7 +164,6 @@ def configuration(data: Path, workers: int = 0) -> Config:
 def preparation(data: Path) -> float:
     """Seconds from the files to the cache."""
     config = configuration(data)
-    assert config.plan is not None
     begin = time.perf_counter()
     prepare(read_dataset(data).cases, config.plan)
     return time.perf_counter() - begin
@@ -177,7 +177,6 @@ def training(data: Path, workers: int = 0) -> float:
 def prediction(data: Path, scan: Path | None = None) -> float:
     """Seconds from a scan's file to its segmentation's."""
     config = configuration(data)
-    assert config.plan is not None
     method = build_method(config)
     predictor = make_predictor(method, config.plan, make_fabric("cpu", "32-true").device)
     scan = scan or min((data / "imagesTr").iterdir())

@@ -30,6 +30,7 @@ from dcamt.engine.device import make_fabric
 from dcamt.engine.train import train
 from dcamt.methods.method import Method
 from dcamt.networks.vnet import channels_last
+from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
 from dcamt.types import Batch, Progress, Update
 
@@ -69,7 +70,9 @@ class Clock:
         return Measured(statistics.median(whole), sum(waiting) / sum(whole))
 
 
-def configuration(method: str, patch: tuple[int, int, int], data: Path, iterations: int) -> Config:
+def configuration(
+    method: str, patch: tuple[int, int, int], data: Path, iterations: int
+) -> RunConfig:
     """Every method sees batches of four: V-Net four labelled, DCA-MT two and two, as in the paper.
 
     That is, without mixed patches, whose extra pass `dcamt cost` measures.
@@ -92,24 +95,22 @@ def configuration(method: str, patch: tuple[int, int, int], data: Path, iteratio
     return planned(config, data)
 
 
-def planned(config: Config, data: Path) -> Config:
+def planned(config: Config, data: Path) -> RunConfig:
     """``config`` with the plan of a data set that is labelled throughout."""
     found = read_dataset(data)
     seen = survey(found, [case.name for case in found.cases], config.data)
-    return config.model_copy(update={"dataset": data, "plan": seen.plan})
+    return RunConfig(**{**dict(config), "dataset": data, "plan": seen.plan})
 
 
-def make_batches(config: Config) -> Batches:
+def make_batches(config: RunConfig) -> Batches:
     """The engine's batches of a data set that is labelled throughout."""
-    assert config.plan is not None
     assert config.dataset is not None
     cases = prepare(read_dataset(config.dataset).cases, config.plan)
     return Batches(cases, cases, config.plan.patch, config.train, config.seed, config.plan.spacing)
 
 
-def run_plain(config: Config) -> Measured:
+def run_plain(config: RunConfig) -> Measured:
     """Train with the plain loop."""
-    assert config.plan is not None
     assert config.dataset is not None
     method = plain_layers(build_method(config))
     clock = Clock(method)
@@ -120,7 +121,7 @@ def run_plain(config: Config) -> Measured:
     return clock.measured()
 
 
-def run_engine(config: Config) -> Measured:
+def run_engine(config: RunConfig) -> Measured:
     """Train with the engine, files and all."""
     method = build_method(config)
     clock = Clock(method)
@@ -131,7 +132,7 @@ def run_engine(config: Config) -> Measured:
     return clock.measured()
 
 
-def largest_loss_difference(config: Config) -> float:
+def largest_loss_difference(config: RunConfig) -> float:
     """Relative difference of the summed terms after two iterations on the same batches."""
     batches = make_batches(config)
     plain, ours = plain_layers(build_method(config)), build_method(config)
@@ -149,7 +150,7 @@ def largest_loss_difference(config: Config) -> float:
     return abs(totals[0] - totals[1]) / totals[0]
 
 
-def pairs(config: Config, rounds: int) -> tuple[list[float], list[float], list[Measured]]:
+def pairs(config: RunConfig, rounds: int) -> tuple[list[float], list[float], list[Measured]]:
     """Plain loop and engine in turn: ratios of time, of peak memory, and the engine's figures."""
     times, peaks, engine = [], [], []
     for _ in range(rounds):

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dcamt.config import load_config
 from dcamt.data.dataset import read_dataset
 from dcamt.data.space import to_network
 from dcamt.data.volume import read_image, read_label
 from dcamt.inference.predict import restored_probabilities
 from dcamt.inference.predictor import make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.records.run_folder import read_config
 from dcamt.runs.build import load_run
 
 Classes = NDArray[np.integer]
@@ -50,8 +50,8 @@ def main() -> None:
 
 def shares(run: Path) -> dict[str, Sequence[float]]:
     """Each class's share of the foreground, the mean over the labelled and over all other cases."""
-    config = load_config(run / "config.yaml")
-    assert config.plan is not None and config.dataset is not None
+    config = read_config(run)
+    assert config.dataset is not None
     labeled = json.loads((run / "split.json").read_text(encoding="utf-8"))["labeled"]
     found: dict[str, list[Sequence[float]]] = {"labelled": [], "other": []}
     for case in read_dataset(config.dataset).cases:
@@ -69,7 +69,7 @@ def shares(run: Path) -> dict[str, Sequence[float]]:
 def errors(run: Path) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
     """Dice, outline, mixed up; volume of each class; Dice of each branch: means over the cases."""
     config, method = load_run(run)
-    assert config.plan is not None and config.dataset is not None
+    assert config.dataset is not None
     plan, dataset = config.plan, read_dataset(config.dataset)
     predictor = make_predictor(method, plan, torch.device("cpu"))
     classes = len(plan.classes)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from dcamt.config import Config, load_config
+from dcamt.config import load_config
 from dcamt.data.dataset import read_dataset
 from dcamt.data.patches import Batches
 from dcamt.data.prepare import Prepared, prepare
@@ -36,6 +36,7 @@ from dcamt.files import read_text, write_text
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.methods.method import Method
+from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
 from dcamt.runs.design import Row, parse_rows
 from dcamt.runs.plan import plan_run
@@ -83,13 +84,13 @@ def explain(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def watch(
-    row: Row, config: Config, split: Split, names: Sequence[str], every: int, folder: Path
+    row: Row, config: RunConfig, split: Split, names: Sequence[str], every: int, folder: Path
 ) -> list[dict[str, Any]]:
     """Train, and every ``every`` iterations score the branches on the cases ``names``.
 
     Goes on where ``folder`` was left: the looks are kept beside the checkpoint.
     """
-    assert config.plan is not None and config.dataset is not None
+    assert config.dataset is not None
     everything = read_dataset(config.dataset)
     seen = prepare(hide_labels(everything, split).cases, config.plan)
     ready = {case.name: case for case in seen}
@@ -125,12 +126,11 @@ def watch(
     return looks
 
 
-def judge(method: Method, cases: Sequence[Prepared], config: Config) -> dict[str, float]:
+def judge(method: Method, cases: Sequence[Prepared], config: RunConfig) -> dict[str, float]:
     """Mean Dice (%) of each branch and of their mean, and how much the branches differ (%).
 
     They differ on the voxels that any calls foreground, in share of these voxels.
     """
-    assert config.plan is not None
     classes = len(config.plan.classes)
     predictor = Predictor(method.eval().branches, next(method.parameters()).device)
     scores: dict[str, list[float]] = defaultdict(list)
@@ -151,7 +151,7 @@ def judge(method: Method, cases: Sequence[Prepared], config: Config) -> dict[str
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def weighted_losses(config: Config, log: Path) -> dict[str, tuple[list[int], list[float]]]:
+def weighted_losses(config: RunConfig, log: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Every loss term over the training, times its weight then, smoothed over 5 % of the run."""
     with log.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
