@@ -73,8 +73,6 @@ class Clock:
 def configuration(
     method: str, patch: tuple[int, int, int], data: Path, iterations: int
 ) -> RunConfig:
-    method: str, patch: tuple[int, int, int], data: Path, iterations: int
-) -> RunConfig:
     """Every method sees batches of four: V-Net four labelled, DCA-MT two and two, as in the paper.
 
     That is, without mixed patches, whose extra pass `dcamt cost` measures.
