@@ -25,7 +25,7 @@ def row(card, name):
 def test_a_run_states_data_protocol_and_figures(tiny_run, cases):
     card = api.card([tiny_run])
     assert card.startswith("# Model card: dca-mt on Phantom\n")
-    assert "Not a medical device" in card and "DCA-MT: two V-Nets" in card
+    assert "Not a medical device" in card and "DCA-MT: two networks" in card
     assert row(card, "trained with labels") == [f"{cases['labeled']} cases"]
     assert row(card, "trained without labels") == [f"{cases['unlabeled']} cases"]
     assert row(card, "iterations") == ["3"]
