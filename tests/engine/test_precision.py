@@ -18,6 +18,7 @@ from dcamt.engine.precision import (
     compute_in_float32,
     is_wrong,
     layers_in_use,
+    told_of_emulation,
     use_float32_where_needed,
     wrong_shapes,
 )
@@ -178,3 +179,9 @@ def test_bottlenecks_have_right_gradients_in_bfloat16_on_this_processor(fabric):
 
 def test_bottlenecks_have_right_gradients_in_float32_on_this_processor():
     assert wrong_shapes(BOTTLENECKS, torch.float32, torch.device("cpu")) == []
+
+
+def test_a_processor_that_emulates_bfloat16_is_told():
+    has_units = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert (told_of_emulation(make_fabric("cpu", "bf16-mixed")) is None) == has_units
+    assert told_of_emulation(make_fabric("cpu", "32-true")) is None

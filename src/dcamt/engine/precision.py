@@ -68,6 +68,18 @@ def use_float32_where_needed(
     )
 
 
+def told_of_emulation(fabric: Fabric) -> str | None:
+    """A sentence for the user where the processor has no units for the precision of ``fabric``."""
+    with fabric.autocast():
+        reduced = torch.is_autocast_enabled("cpu")
+    if not reduced or fabric.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return (
+        "this processor has no units for bfloat16 and emulates it, many times slower than float32; "
+        "train with train.precision=32-true"
+    )
+
+
 def layers_in_use(method: Method, batch: Batch) -> list[tuple[Layer, set[str]]]:
     """Every distinct layer of an iteration, early and late, and the names of its modules."""
     trial = deepcopy(method).train()

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from dcamt.config import TrainConfig
 from dcamt.data.patches import Batches
 from dcamt.engine.log import TrainingLog
-from dcamt.engine.precision import use_float32_where_needed
+from dcamt.engine.precision import told_of_emulation, use_float32_where_needed
 from dcamt.engine.signals import Interrupted, catch_signals
 from dcamt.engine.trainer import Done, Trainer
 from dcamt.methods.method import Method
@@ -39,9 +39,13 @@ def train(
         best = trainer.load(last)
     writes = fabric.is_global_zero
     begin, end = trainer.iteration, settings.iterations
-    note = use_float32_where_needed(method, lambda: batches[begin], fabric)
-    if note and writes and not quiet:
-        print(note, file=sys.stderr)
+    notes = (
+        told_of_emulation(fabric),
+        use_float32_where_needed(method, lambda: batches[begin], fabric),
+    )
+    for note in notes:
+        if note and writes and not quiet:
+            print(note, file=sys.stderr)
     log = TrainingLog(run, end, begin, quiet=quiet, writes=writes)
 
     def record(done: Done) -> None:
