@@ -17,17 +17,12 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 import dcamt
 from dcamt import api
 from dcamt.config import load_config
-from dcamt.data.prepare import Prepared
 from dcamt.engine.launch import launch_processes
 from dcamt.engine.signals import Interrupted
 from dcamt.errors import InputError
 from dcamt.files import alone
-from dcamt.inference.predictor import make_predictor
-from dcamt.inference.sliding_window import branch_probabilities
-from dcamt.inference.validate import mean_dice
 from dcamt.runs import train as training
 from dcamt.runs.build import build_method, load_run
-from dcamt.types import IGNORE
 
 
 @pytest.fixture
@@ -281,36 +276,6 @@ def test_load_run_restores_the_trained_weights(tiny_run):
     loaded = method.state_dict()
     assert set(fresh) == set(loaded)
     assert any(not torch.equal(fresh[name], loaded[name]) for name in fresh)
-
-
-def test_mean_dice_against_a_slow_reference(tiny_run, tmp_path):
-    config, method = load_run(tiny_run)
-    predictor = make_predictor(method, config.plan, torch.device("cpu"))
-    rng = np.random.default_rng(0)
-    cases, expected = [], []
-    for i in range(3):
-        image = rng.normal(size=(1, 18, 16, 17)).astype(np.float32)
-        label = rng.integers(0, 2, (18, 16, 17)).astype(np.int8)
-        label[:6] = IGNORE
-        if i == 2:
-            label[label > 0] = 0
-        np.save(tmp_path / f"{i}.npy", image)
-        np.save(tmp_path / f"{i}_label.npy", label)
-        cases.append(Prepared(str(i), tmp_path / f"{i}.npy", tmp_path / f"{i}_label.npy"))
-        probabilities = branch_probabilities(
-            predictor, torch.from_numpy(image), config.plan.patch, 2, config.predict
-        )
-        both = one = two = 0
-        guess = probabilities.mean(0).numpy().argmax(0)
-        for voxel in np.ndindex(*label.shape):
-            if label[voxel] != IGNORE:
-                both += int(guess[voxel] == 1 and label[voxel] == 1)
-                one += int(guess[voxel] == 1)
-                two += int(label[voxel] == 1)
-        if one + two:
-            expected.append(2 * both / (one + two))
-    assert mean_dice(method, cases, config) == pytest.approx(np.mean(expected), abs=1e-9)
-    assert mean_dice(method, [], config) == 0
 
 
 def test_ignored_voxels_train_and_validate(phantoms, tmp_path, tiny):
