@@ -126,7 +126,8 @@ def plan_patch(
 ) -> Patch:
     """Patch in voxels: the median volume to the nearest multiple of the network's stride.
 
-    The longest side shrinks until the patch holds at most PATCH_VOXELS.
+    The longest side shrinks until the patch holds at most PATCH_VOXELS. With few labels the cube
+    that this tends to is better than the proportions of the volume (docs/results.md).
     """
     x, y, z = (max(1, round(size)) for size in shape)
     step = stride((x, y, z), spacing)
