@@ -115,7 +115,7 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch) -> None:
 @pytest.mark.parametrize(
     "encoding",
     [
-        {"PYTHONIOENCODING": "latin-1"},
+        pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow),
         {"PYTHONIOENCODING": "ascii"},
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],

@@ -73,7 +73,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny: list[str
     [
         ((256, 256, 128), 1.0, {}),
         pytest.param((160, 160, 96), 1.5, {}, marks=pytest.mark.slow),
-        ((224, 224, 96), 1.0, {"probabilities": True, "uncertainty": True}),
+        pytest.param(
+            (224, 224, 96),
+            1.0,
+            {"probabilities": True, "uncertainty": True},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["plain", "resampled", "maps"],
 )
