@@ -110,26 +110,23 @@ def test_commands_that_start_processes_import_nothing_from_the_current_folder(
 
 NOTEBOOK = """
 import os, sys
-from dcamt import api, timing
-os.chdir({data!r})
-sys.path.insert(0, "")
-if __name__ == "__main__":
-    timing.measure("vnet", (16, 16, 16), width=2, device="cpu", rounds=1)
-    settings = ["train.devices=2", "method.name=vnet", *{settings!r}]
-    api.train(".", {run!r}, splits="splits.json", set=settings, quiet=True)
-    assert sys.path[0] == "" and "PYTHONSAFEPATH" not in os.environ
-    assert "MASTER_PORT" not in os.environ
+import dcamt
+assert sys.path[0] == ""
+dcamt.cost(methods="vnet", patch=(16, 16, 16), width=2, device="cpu", iterations=1)
+settings = ["train.devices=2", "method.name=vnet", *{settings!r}]
+dcamt.train(".", {run!r}, splits="splits.json", set=settings, quiet=True)
+assert sys.path[0] == "" and "PYTHONSAFEPATH" not in os.environ
+assert "MASTER_PORT" not in os.environ
 """
 
 
 @pytest.mark.slow
 def test_what_a_notebook_starts_imports_nothing_from_the_current_folder(planted, tiny, tmp_path):
-    """Whose own path begins with the current folder, whatever it imports itself."""
+    """As there, the path begins with the current folder, and no file holds the program."""
     data, marks = planted
     settings = [s for s in tiny if not s.startswith("method.")]
-    names = {"data": str(data), "settings": settings, "run": str(tmp_path / "run")}
-    (tmp_path / "notebook.py").write_text(NOTEBOOK.format(**names))
-    subprocess.run([sys.executable, tmp_path / "notebook.py"], check=True)
+    code = NOTEBOOK.format(settings=settings, run=str(tmp_path / "run"))
+    subprocess.run([sys.executable, "-c", code], cwd=data, check=True)
     assert (tmp_path / "run" / "report.html").exists()
     assert not list(marks.iterdir())
 

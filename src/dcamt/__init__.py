@@ -56,9 +56,16 @@ def __getattr__(name: str) -> "Any":
     # at all is imported before, so that dcamt.start comes first (see there).
     from importlib import import_module  # noqa: PLC0415
 
-    if name == "InputError":
-        return import_module("dcamt.errors").InputError
-    if name in __all__:
+    if name not in __all__:
+        raise AttributeError(f"module 'dcamt' has no attribute {name!r}")
+    import sys  # noqa: PLC0415
+
+    path = sys.path
+    sys.path = [folder for folder in path if folder]  # a notebook looks in the current folder first
+    try:
+        if name == "InputError":
+            return import_module("dcamt.errors").InputError
         import_module("dcamt.nameless").name_the_nameless()
         return getattr(import_module("dcamt.api"), name)
-    raise AttributeError(f"module 'dcamt' has no attribute {name!r}")
+    finally:
+        sys.path = path

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from dcamt.commands.options import PathLike, Weights
+from dcamt.commands.options import PathLike, Weights, command
 
 
+@command
 def card(
     runs: Annotated[
         Iterable[PathLike] | PathLike,

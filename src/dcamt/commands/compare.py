@@ -16,6 +16,7 @@ from dcamt.commands.options import (
     Sets,
     Splits,
     TrainingDevice,
+    command,
     configuration,
     label_counts,
     optional_path,
@@ -33,6 +34,7 @@ Seeds = Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")]
 Jobs = Annotated[int | None, typer.Option(help="Runs at once; default one a core, or a GPU.")]
 
 
+@command
 def compare(
     dataset: Dataset,
     out: Annotated[
@@ -75,6 +77,7 @@ def compare(
     return run_comparison(dataset, out, design, resolved, jobs=jobs, quiet=quiet)
 
 
+@command
 def ablate(
     dataset: Dataset,
     out: Annotated[PathLike, typer.Option(help="Folder of the ablation; continued if it exists.")],

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from dcamt.commands.options import Device, Sets, with_commas
+from dcamt.commands.options import Device, Sets, command, with_commas
 
 
+@command
 def cost(
     method: Annotated[str, typer.Option(help="Training method.")] = "dca-mt",
     patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels.")] = (112, 112, 80),

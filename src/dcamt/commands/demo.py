@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcamt.commands.evaluate import evaluate
-from dcamt.commands.options import PathLike
+from dcamt.commands.options import PathLike, command
 from dcamt.commands.predict import predict
 from dcamt.commands.train import train
 
@@ -30,6 +30,7 @@ SETTINGS = (
 )
 
 
+@command
 def demo(
     out: Annotated[PathLike, typer.Option(help="Folder to write to.")] = "demo",
 ) -> "dict[str, Metrics]":

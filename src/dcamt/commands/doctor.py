@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dcamt.commands.options import command
+
 if TYPE_CHECKING:
     from dcamt.runs.doctor import Finding
 
 
+@command
 def doctor() -> "Iterator[Finding]":
     """Tell versions, processor, memory, GPU and cache, and check that the arithmetic is right.
 

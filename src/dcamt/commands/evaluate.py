@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dcamt.commands.options import PathLike, optional_path, with_commas
+from dcamt.commands.options import PathLike, command, optional_path, with_commas
 from dcamt.errors import InputError
 
 if TYPE_CHECKING:
     from dcamt.records.scores import Scores
 
 
+@command
 def evaluate(
     predictions: Annotated[PathLike, typer.Argument(help="Folder of segmentations.")],
     labels: Annotated[PathLike, typer.Argument(help="Folder of labels, or a data set.")],

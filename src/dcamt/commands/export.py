@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from dcamt.commands.options import PathLike, Run, Weights
+from dcamt.commands.options import PathLike, Run, Weights, command
 
 
+@command
 def export(
     run: Run,
     out: Annotated[PathLike, typer.Option(help="Folder to write; `predict` takes it like a run.")],

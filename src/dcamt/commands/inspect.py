@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcamt.commands.options import Dataset, PathLike, optional_path
+from dcamt.commands.options import Dataset, PathLike, command, optional_path
 
 if TYPE_CHECKING:
     from dcamt.data.inspect import Inspection
 
 
+@command
 def inspect(
     dataset: Dataset,
     splits: Annotated[PathLike | None, typer.Option(help="Splits file: hide labels.")] = None,

@@ -1,12 +1,14 @@
 """What several commands share: their options, and how what is given is read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 
 from dcamt.errors import InputError
+from dcamt.processes import safe_path
 
 if TYPE_CHECKING:
     from dcamt.config import Config
@@ -34,6 +36,21 @@ PlanFile = Annotated[
 ]
 Weights = Annotated[Literal["last", "best"], typer.Option(help="Last, or best on validation.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")]
+
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def command(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """``function``, which imports what it needs when it runs, but not from the current folder."""
+
+    @wraps(function)
+    def run(*given: Given.args, **named: Given.kwargs) -> Result:
+        with safe_path():
+            return function(*given, **named)
+
+    return run
 
 
 def configuration(

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from dcamt.commands.options import Device, PathLike, Quiet, Run, Weights
+from dcamt.commands.options import Device, PathLike, Quiet, Run, Weights, command
 
 
+@command
 def predict(
     run: Run,
     input: Annotated[

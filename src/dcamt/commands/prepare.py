@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from dcamt.commands.options import PathLike, Quiet
+from dcamt.commands.options import PathLike, Quiet, command
 
 
+@command
 def prepare(
     preset: Annotated[Literal["la", "pancreas-nih"], typer.Argument(help="Which benchmark.")],
     source: Annotated[PathLike, typer.Argument(help="The data set as it is distributed.")],

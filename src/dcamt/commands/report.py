@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from dcamt.commands.options import Run
+from dcamt.commands.options import Run, command
 
 
+@command
 def report(run: Run) -> Path:
     """Write RUN/report.html anew: curves, tables, pictures, configuration.
 

@@ -15,12 +15,14 @@ from dcamt.commands.options import (
     Sets,
     Splits,
     TrainingDevice,
+    command,
     configuration,
     label_count,
     optional_path,
 )
 
 
+@command
 def train(
     dataset: Dataset,
     out: Annotated[PathLike, typer.Option(help="Run folder to write.")],
