@@ -4,10 +4,8 @@ It imports nothing from the current folder, which may be a stranger's data set, 
 outlive the process that started it.
 """
 
-import multiprocessing
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,6 +44,9 @@ def die_with_parent() -> None:
 
     Otherwise it would train on, unseen, when its parent was killed.
     """
+    import multiprocessing  # noqa: PLC0415  (every command imports this file)
+    import threading  # noqa: PLC0415
+
     parent = multiprocessing.parent_process()
     if parent is not None:
 
