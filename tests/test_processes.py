@@ -24,7 +24,7 @@ MODULES = (
     *("sitecustomize", "socket", "struct", "subprocess", "tempfile", "threading", "typing"),
     *("usercustomize", "weakref", "zlib", "h5py", "lightning_fabric", "monai", "nibabel", "numpy"),
     *("pydantic", "rich", "safetensors", "scipy", "SimpleITK", "tensorboard", "torch", "typer"),
-    *("yaml", "tqdm", "filelock"),
+    *("yaml", "tqdm", "filelock", "openvino", "highdicom"),
 )
 """Names that one or another process looks for."""
 
@@ -113,6 +113,7 @@ import os, sys
 import dcamt
 assert sys.path[0] == ""
 dcamt.cost(methods="vnet", patch=(16, 16, 16), width=2, device="cpu", iterations=1)
+assert [found.name for found in dcamt.doctor()][0] == "dcamt"
 settings = ["train.devices=2", "method.name=vnet", *{settings!r}]
 dcamt.train(".", {run!r}, splits="splits.json", set=settings, quiet=True)
 assert sys.path[0] == "" and "PYTHONSAFEPATH" not in os.environ

@@ -64,7 +64,6 @@ def compare(
     ``out`` is skipped. See docs/comparing.md. Returns what ``out``/results.json holds; raises
     InputError for whatever the user can mend.
     """
-    from dcamt.data.outputs import refuse_within_dataset
     from dcamt.runs.compare import compare as run_comparison
     from dcamt.runs.design import Design, parse_rows
 
@@ -72,9 +71,7 @@ def compare(
     named = {"train.iterations": iterations, "device": device}
     resolved = configuration(config, named, set, plan)
     design = Design(rows, counts, seeds, optional_path(splits))
-    dataset, out = Path(dataset), Path(out)
-    refuse_within_dataset(out, dataset)
-    return run_comparison(dataset, out, design, resolved, jobs=jobs, quiet=quiet)
+    return run_comparison(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)
 
 
 @command
@@ -97,7 +94,6 @@ def ablate(
 
     As `compare` does; the rows are those of the paper's ablation.
     """
-    from dcamt.data.outputs import refuse_within_dataset
     from dcamt.runs.compare import compare as run_comparison
     from dcamt.runs.design import Design, ablation_rows
 
@@ -105,6 +101,4 @@ def ablate(
     named = {"train.iterations": iterations, "device": device}
     resolved = configuration(config, named, set, plan)
     design = Design(ablation_rows(), counts, seeds, optional_path(splits))
-    dataset, out = Path(dataset), Path(out)
-    refuse_within_dataset(out, dataset)
-    return run_comparison(dataset, out, design, resolved, jobs=jobs, quiet=quiet)
+    return run_comparison(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dcamt.commands.options import command
+from dcamt.processes import safe_path
 
 if TYPE_CHECKING:
     from dcamt.runs.doctor import Finding
 
 
-@command
 def doctor() -> "Iterator[Finding]":
     """Tell versions, processor, memory, GPU and cache, and check that the arithmetic is right.
 
     Gives each finding as soon as it is made.
     """
-    from dcamt.runs.doctor import examine
+    with safe_path():  # not `command`: what is examined is imported between the findings
+        from dcamt.runs.doctor import examine
 
-    return examine()
+        yield from examine()

@@ -66,7 +66,7 @@ def make_plan(
     shape = np.median(shapes * found.spacings / np.array(spacing), axis=0)
     patch = data.patch or plan_patch(shape, spacing, stride)
     step = stride(patch, spacing)
-    if any(side % each for side, each in zip(patch, step, strict=True)):
+    if not fits(patch, step):
         raise InputError(
             f"data.patch = {list(patch)}: every side must be a multiple of {multiples(step)}"
         )
@@ -136,6 +136,11 @@ def plan_patch(
         longest = int(np.argmax(patch))
         patch[longest] -= step[longest]
     return patch[0], patch[1], patch[2]
+
+
+def fits(patch: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether every side of a patch is a multiple of the stride along it."""
+    return not any(side % step for side, step in zip(patch, stride, strict=True))
 
 
 def multiples(stride: Sequence[int]) -> str:

@@ -20,9 +20,7 @@ from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, Dataset
 from dcamt.data.formats.stored import gist, numbers
 from dcamt.data.look import GEOMETRY_LOST, Look, Room, Volumes, collecting, look_at
 from dcamt.data.plan import Fingerprint, StrideOf, check_plan, make_plan, sixteen
-from dcamt.data.space import (
-    resampled_shape,
-)
+from dcamt.data.space import resampled_shape
 from dcamt.errors import InputError
 from dcamt.memory import free_memory
 

@@ -50,10 +50,9 @@ def use_float32_where_needed(
     sentence for the user if a layer was wrong, else None; weights stay as they are. Does nothing
     where ``fabric`` computes in float32.
     """
-    with fabric.autocast():
-        if not torch.is_autocast_enabled(fabric.device.type):
-            return None
-    dtype = torch.get_autocast_dtype(fabric.device.type)
+    dtype = _reduced(fabric)
+    if dtype is None:
+        return None
     used = layers_in_use(method, batch().to(fabric.device))
     wrong = [names for layer, names in used if is_wrong(layer, dtype)]
     if not wrong:
@@ -70,14 +69,20 @@ def use_float32_where_needed(
 
 def told_of_emulation(fabric: Fabric) -> str | None:
     """A sentence for the user where the processor has no units for the precision of ``fabric``."""
-    with fabric.autocast():
-        reduced = torch.is_autocast_enabled("cpu")
-    if not reduced or fabric.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    on_cpu = fabric.device.type == "cpu"
+    if not on_cpu or not _reduced(fabric) or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return (
         "this processor has no units for bfloat16 and emulates it, many times slower than float32; "
         "train with train.precision=32-true"
     )
+
+
+def _reduced(fabric: Fabric) -> torch.dtype | None:
+    """The type that ``fabric`` computes in where that is not float32."""
+    kind = fabric.device.type
+    with fabric.autocast():
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def layers_in_use(method: Method, batch: Batch) -> list[tuple[Layer, set[str]]]:

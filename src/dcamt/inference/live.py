@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Callable, Iterable
-from math import lcm
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dcamt.methods.method import Method
-from dcamt.networks.backbone import Backbone
+from dcamt.networks.backbone import Backbone, common_stride
 
 
 def live_values(method: Method, channels: int) -> float:
@@ -19,11 +18,10 @@ def live_values(method: Method, channels: int) -> float:
 
     Tried on the CPU with the smallest window of ``channels`` that keeps two voxels at the
     bottleneck: on the device meta PyTorch would first load what it compiles with. Weights and the
-    window itself do not count, nor what kernels take beside. Transformers that pad such a window
-    are told to hold up to twice what they do of a large one.
+    window itself do not count, nor what kernels take beside. A transformer pads such a small
+    window, so its count may be up to twice too high.
     """
-    strides = [each.stride for each in method.modules() if isinstance(each, Backbone)]
-    x, y, z = (lcm(*axis) for axis in zip(*strides, strict=True))
+    x, y, z = common_stride(m.stride for m in method.modules() if isinstance(m, Backbone))
     window = torch.zeros(1, channels, 2 * x, y, z)
     window = window.contiguous(memory_format=torch.channels_last_3d)
     # Views of what was there before are no results.

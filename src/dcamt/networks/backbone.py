@@ -7,7 +7,8 @@ Shapes: B patches, C channels of the image, K classes, (X, Y, Z) voxels, D featu
 bottleneck, which is (x, y, z) = (X, Y, Z) / stride.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from math import lcm
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -34,9 +35,9 @@ class Backbone(nn.Module):
     adapts: ClassVar[bool] = False
     """Whether its layers depend on patch and spacing, which the class then takes, too."""
     norm: ClassVar[Literal["batch", "instance", "group"]] = "instance"
-    """Over what features are normalised: each channel of a batch or of a patch, or groups of them.
+    """Over what features are normalised: a channel of the batch, a channel of a patch, or a group.
 
-    The variance of one voxel of one patch is none, of several channels it may be.
+    A group is several channels of a patch. One voxel of one channel has no variance; a group has.
     """
 
     head: nn.Module
@@ -60,7 +61,7 @@ class Backbone(nn.Module):
     def stride_for(cls, patch: Patch, spacing: Spacing) -> Stride:
         """Voxels of the image for one of the bottleneck, in patches of about ``patch`` voxels.
 
-        ``spacing``: mm. Each is a power of 2 at most as large for a smaller side.
+        ``spacing``: mm. Each is a power of 2. A smaller side never has a larger one.
         """
         return cls.stride
 
@@ -83,6 +84,12 @@ class Backbone(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """``(B, C, X, Y, Z)`` to logits ``(B, K, X, Y, Z)``."""
         return self.decode(*self.encode(image))
+
+
+def common_stride(strides: Iterable[Stride]) -> Stride:
+    """The smallest stride that is a multiple of each of them, axis by axis."""
+    x, y, z = (lcm(*axis) for axis in zip(*strides, strict=True))
+    return x, y, z
 
 
 Network = Callable[..., Backbone]

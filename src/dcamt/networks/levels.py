@@ -14,9 +14,9 @@ ALIKE = 2
 def strides_and_kernels(patch: Patch, spacing: Spacing) -> tuple[list[Stride], list[Stride]]:
     """Stride into each level of the network, and the kernel there, the finest level first.
 
-    ``patch`` in voxels, ``spacing`` in mm. An axis is halved while LEAST voxels are left, but only
-    once those that are still to be halved are no finer than it. Kernels are 1 along an axis until
-    no other is finer than it, then 3.
+    ``patch`` in voxels, ``spacing`` in mm. An axis is halved as long as LEAST voxels of it are
+    left. A coarse axis waits until halving has made the finer ones about as coarse. Until then its
+    kernel is 1, after that 3.
     """
     sizes, mm = list(patch), list(spacing)
     kernel = [1, 1, 1]

@@ -1,6 +1,5 @@
 """A method from its configuration, with new weights or with those of a run."""
 
-from math import lcm
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +16,13 @@ from dcamt.config import (
     Triple,
     validated,
 )
-from dcamt.data.plan import multiples
+from dcamt.data.plan import fits, multiples
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.networks import BACKBONES
-from dcamt.networks.backbone import Backbone, Network, Stride
+from dcamt.networks.backbone import Backbone, Network, Stride, common_stride
 from dcamt.networks.convolution import take_fast_convolutions
 from dcamt.records.run_folder import RunConfig, read_config
 
@@ -102,20 +101,14 @@ def backbones(config: Config) -> dict[str, type[Backbone]]:
 
 def network_stride(config: Config, patch: Patch, spacing: Triple) -> Stride:
     """What every side of a patch of about ``patch`` voxels must be a multiple of."""
-    strides = [kind.stride_for(patch, spacing) for kind in backbones(config).values()]
-    x, y, z = (lcm(*axis) for axis in zip(*strides, strict=True))
-    return x, y, z
-
-
-def _fits(patch: Patch, stride: Stride) -> bool:
-    return not any(side % step for side, step in zip(patch, stride, strict=True))
+    return common_stride(kind.stride_for(patch, spacing) for kind in backbones(config).values())
 
 
 def check_networks(config: RunConfig) -> None:
     """InputError unless the method can train with the backbones, patches and batches it is to."""
     plan, train = config.plan, config.train
     stride = network_stride(config, plan.patch, plan.spacing)
-    if not _fits(plan.patch, stride):
+    if not fits(plan.patch, stride):
         raise InputError(
             f"data.patch = {list(plan.patch)}: every side must be a multiple of {multiples(stride)}"
         )
@@ -170,7 +163,7 @@ def check_fit(config: RunConfig, weights: Path) -> None:
     """
     source = f"{weights.parent}/config.yaml"
     stride = network_stride(config, config.plan.patch, config.plan.spacing)
-    if not _fits(config.plan.patch, stride):
+    if not fits(config.plan.patch, stride):
         raise InputError(f"{source}: plan.patch is no multiple of {multiples(stride)}")
     try:
         with torch.device("meta"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dcamt.config import NetworkConfig, load_config
+from dcamt.config import NetworkConfig
 from dcamt.errors import InputError
 from dcamt.escape import markdown
 from dcamt.evaluation.statistics import metrics_of, over_seeds
@@ -45,7 +45,7 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
                 f"{run.folder}: differs from {first.folder} in more than the seed; give runs of "
                 "one method, configuration and split"
             )
-    config = read_config(first.folder)
+    config, *others = (read_config(run.folder) for run in runs)
     plan, train = config.plan, config.train
     with torch.device("meta"):
         method = build_method(config)
@@ -53,7 +53,7 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
     # Every method's file begins with one line that says what it is.
     summary = (sys.modules[type(method).__module__].__doc__ or "").splitlines()[0]
     name, licence = _description(first)
-    seeds = sorted(load_config(run.folder / "config.yaml").seed for run in runs)
+    seeds = sorted(each.seed for each in (config, *others))
     parts = [
         f"# Model card: {config.method.name} on {markdown(name)}",
         f"{summary} It outlines {markdown(_listed(plan.classes[1:]))} in 3D scans of "

@@ -19,6 +19,7 @@ from rich.console import Console
 from dcamt.config import Config, load_config
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.formats import ending_of
+from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.split import Split
 from dcamt.engine.device import choose_device
 from dcamt.errors import InputError
@@ -34,6 +35,7 @@ from dcamt.files import (
     write_text,
 )
 from dcamt.records.results import Results
+from dcamt.records.run_folder import CONFIG, has_begun
 from dcamt.records.scores import read_scores
 from dcamt.reporting.terminal import plain_console
 from dcamt.runs.collect import collect, write_results
@@ -62,6 +64,7 @@ def compare(
     Returns what ``out``/results.json holds. Raises InputError for what the user can mend, before
     anything is trained where that can be told, and Interrupted after saving on a signal.
     """
+    refuse_within_dataset(out, dataset)
     console = plain_console(stderr=True, quiet=quiet)
     if design.seeds < 1:
         raise InputError(f"--seeds {design.seeds}: ask for at least 1")
@@ -76,7 +79,7 @@ def compare(
     for run in runs:
         _refuse_other(run)
     for count, c in zip(design.counts, cases, strict=True):
-        begun = [(r.folder / "config.yaml").exists() for r in runs if r.cases is c]
+        begun = [has_begun(r.folder) for r in runs if r.cases is c]
         if not all(begun):
             # Refuses what training would, and prepares the volumes before many want them at once.
             plan_run(dataset, config, design.splits, count)
@@ -119,9 +122,9 @@ def _refuse_foreign(out: Path) -> None:
 
 def _refuse_other(run: PlannedRun) -> None:
     """InputError if the folder of ``run`` was begun with other settings or cases."""
-    if not (run.folder / "config.yaml").exists():
+    if not has_begun(run.folder):
         return
-    begun = load_config(run.folder / "config.yaml")
+    begun = load_config(run.folder / CONFIG)
     if begun.dataset is None or not same_folder(begun.dataset, run.dataset):
         raise InputError(
             f"{run.folder}: was begun with the data set {begun.dataset}, not {run.dataset}; put it "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcamt.config import Config, Normalization, Plan, load_config
-from dcamt.data.plan import multiples
+from dcamt.data.plan import fits, multiples
 from dcamt.errors import InputError
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
@@ -58,8 +58,7 @@ def with_plan(
     spacing = config.data.spacing or (1.0, 1.0, 1.0)
     sides = (*patch, 1, 1, 1)[:3]
     stride = network_stride(config, (sides[0], sides[1], sides[2]), spacing)
-    pairs = zip(patch, stride, strict=False)
-    if len(patch) != 3 or any(side < 1 or side % step for side, step in pairs):
+    if len(patch) != 3 or min(patch) < 1 or not fits(patch, stride):
         raise InputError(
             f"--patch {list(patch)}: give three sides, each a multiple of {multiples(stride)}"
         )
