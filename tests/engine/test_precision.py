@@ -5,20 +5,23 @@ gradient of the weight is what lay in memory, if the input is 2 voxels long.
 """
 
 import itertools
+import platform
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 from torch.autograd import Function
 
-from dcamt.engine.device import make_fabric
+from dcamt.engine.device import has_bfloat16, make_fabric
 from dcamt.engine.precision import (
     Layer,
     compute_in_float32,
     is_wrong,
     layers_in_use,
-    told_of_emulation,
+    told_of_float32,
     use_float32_where_needed,
     wrong_shapes,
 )
@@ -55,7 +58,8 @@ class Faulty(Convolution):
 
 @pytest.fixture
 def fabric():
-    return make_fabric("cpu", "bf16-mixed")
+    """In bfloat16 on every processor, also where it is emulated."""
+    return Fabric(accelerator="cpu", precision="bf16-mixed")
 
 
 @pytest.fixture
@@ -181,7 +185,22 @@ def test_bottlenecks_have_right_gradients_in_float32_on_this_processor():
     assert wrong_shapes(BOTTLENECKS, torch.float32, torch.device("cpu")) == []
 
 
-def test_a_processor_that_emulates_bfloat16_is_told():
-    has_units = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert (told_of_emulation(make_fabric("cpu", "bf16-mixed")) is None) == has_units
-    assert told_of_emulation(make_fabric("cpu", "32-true")) is None
+@pytest.mark.parametrize("has_units", [True, False])
+def test_a_device_without_bfloat16_units_trains_in_float32_and_says_so(monkeypatch, has_units):
+    monkeypatch.setattr("dcamt.engine.device.has_bfloat16", lambda accelerator: has_units)
+    fabric = make_fabric("cpu", "bf16-mixed")
+    with fabric.autocast():
+        y = nn.Linear(2, 2)(torch.zeros(1, 2))
+    assert y.dtype == (torch.bfloat16 if has_units else torch.float32)
+    note = told_of_float32("bf16-mixed", fabric)
+    assert note is None if has_units else "no units for bfloat16" in note
+    assert told_of_float32("auto", fabric) is None
+
+
+def test_the_units_of_this_processor_are_known():
+    flags = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not flags.exists():
+        pytest.skip("the features of the processor are read from Linux on x86-64")
+    assert has_bfloat16("cpu") == any(
+        name in flags.read_text() for name in ("avx512_bf16", "amx_bf16")
+    )

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -407,7 +408,7 @@ def test_gradients_are_not_computed_in_the_types_of_the_forward_pass():
     torch.manual_seed(0)
     x = torch.randn(8, 16, requires_grad=True)
     (expected,) = torch.autograd.grad(squared_distances(x, x).square().sum(), x)
-    fabric = make_fabric("cpu", "bf16-mixed")
+    fabric = Fabric(accelerator="cpu", precision="bf16-mixed")
     with fabric.autocast():
         Update(fabric, {})(squared_distances(x, x).square().sum())
     torch.testing.assert_close(x.grad, expected)
@@ -464,6 +465,8 @@ def test_an_error_in_a_worker_is_one_sentence(ready, tmp_path):
     with pytest.raises(InputError, match=r"worker could not read.*gone\.npy") as caught:
         train(build_method(config), batches, config.train, tmp_path, fabric, None, quiet=True)
     assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()  # though the error is kept, and its frames
+
 
 
 def saved_after(run, iterations):

@@ -6,16 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from dcamt.networks.convolution import Convolution, Pointwise, Upsampling
+from dcamt.networks.convolution import (
+    Convolution,
+    Depthwise,
+    Pointwise,
+    Upsampling,
+    take_fast_convolutions,
+)
 
 LAYERS = [
     Convolution(6, 3, 3, padding=1),
     Convolution(6, 3, 2, stride=2, bias=False),
     Convolution(6, 4, 3, padding=2, dilation=2, groups=2),
     Pointwise(6, 3),
+    Depthwise(6, 6, 3, padding=1, groups=6),
+    Depthwise(6, 6, (1, 3, 5), padding=(0, 1, 2), groups=6, bias=False),
     Upsampling(6, 3),
 ]
-NAMES = ["3x3x3", "2x2x2, strided", "dilated, in groups", "pointwise", "upsampling"]
+NAMES = ["3x3x3", "strided", "in groups", "pointwise", "depthwise", "flat", "upsampling"]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=NAMES)
 
 
@@ -90,6 +98,39 @@ def test_upsampling_has_right_gradients_in_double_precision():
 def test_states_are_those_of_the_layers_of_pytorch(layer):
     assert plain(layer).state_dict().keys() == layer.state_dict().keys()
     assert type(plain(layer)) in (nn.Conv3d, nn.ConvTranspose3d)
+
+
+def test_depthwise_has_right_gradients_in_double_precision():
+    layer = Depthwise(16, 16, 3, padding=1, groups=16).double()
+    x = torch.randn(1, 16, 2, 1, 3, dtype=torch.float64, requires_grad=True)
+
+    def call(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+
+    assert torch.autograd.gradcheck(call, (x, layer.weight, layer.bias))
+
+
+KINDS = [
+    (nn.Conv3d(4, 6, 3, padding=1), Convolution),
+    (nn.Conv3d(4, 6, 1), Pointwise),
+    (nn.Conv3d(4, 6, 1, stride=2), Convolution),
+    (nn.Conv3d(4, 6, 1, padding=1), Convolution),
+    (nn.Conv3d(4, 4, 3, padding=1, groups=4), Depthwise),
+    (nn.Conv3d(4, 8, 3, padding=1, groups=4), Convolution),
+    (nn.Conv3d(4, 4, 3, stride=2, padding=1, groups=4), Convolution),
+    (nn.Conv3d(4, 4, 3, padding=1, groups=4, padding_mode="reflect"), Convolution),
+    (nn.Conv3d(4, 4, 2, groups=4), Convolution),
+    (nn.Conv3d(1, 1, 3, padding=1), Convolution),
+]
+
+
+@pytest.mark.parametrize(("layer", "kind"), KINDS)
+def test_the_layers_of_libraries_become_ours(layer, kind):
+    layer, x = copy.deepcopy(layer), torch.randn(2, layer.in_channels, 4, 6, 4)
+    expected = layer(x)
+    take_fast_convolutions(layer)
+    assert type(layer) is kind
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_double_convolution_is_left_to_pytorch():

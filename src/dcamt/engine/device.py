@@ -12,9 +12,11 @@ from dcamt.errors import InputError
 
 
 def choose_device(device: str, precision: str, devices: int = 1) -> tuple[str, str]:
-    """Resolve ``auto``: a GPU where there is one, in bfloat16 if it has units for that.
+    """Device and precision to compute in: of ``auto``, a GPU where there is one, in bfloat16.
 
-    Raises InputError where there is no GPU, or fewer than ``devices``, and one was asked for.
+    A device without units for bfloat16 would emulate it, many times slower than float32: it
+    computes in float32 (``32-true``) whatever ``precision`` asks for. Raises InputError where
+    there is no GPU, or fewer than ``devices``, and one was asked for.
     """
     present = torch.cuda.is_available()
     if device == "cuda" and not present:
@@ -25,9 +27,18 @@ def choose_device(device: str, precision: str, devices: int = 1) -> tuple[str, s
             f"train.devices = {devices}: PyTorch sees {torch.cuda.device_count()} GPU(s) here"
         )
     if precision == "auto":
-        fast = accelerator == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16-mixed" if fast else "32-true"
+        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    if precision == "bf16-mixed" and not has_bfloat16(accelerator):
+        precision = "32-true"
     return accelerator, precision
+
+
+def has_bfloat16(accelerator: str) -> bool:
+    """Whether the processor, or the GPU, computes in bfloat16 by itself."""
+    if accelerator == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()  # avx512_bf16, amx_bf16, and those of ARM
+    return any(present is True for name, present in features.items() if "bf16" in name)
 
 
 def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:

@@ -67,14 +67,13 @@ def use_float32_where_needed(
     )
 
 
-def told_of_emulation(fabric: Fabric) -> str | None:
-    """A sentence for the user where the processor has no units for the precision of ``fabric``."""
-    on_cpu = fabric.device.type == "cpu"
-    if not on_cpu or not _reduced(fabric) or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+def told_of_float32(precision: str, fabric: Fabric) -> str | None:
+    """A sentence for the user whose ``precision`` the device of ``fabric`` has no units for."""
+    if precision != "bf16-mixed" or _reduced(fabric):
         return None
     return (
-        "this processor has no units for bfloat16 and emulates it, many times slower than float32; "
-        "train with train.precision=32-true"
+        "train.precision = bf16-mixed: this device has no units for bfloat16 and would emulate it, "
+        "many times slower; it trains in float32"
     )
 
 

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from dcamt.config import TrainConfig
 from dcamt.data.patches import Batches
 from dcamt.engine.log import TrainingLog
-from dcamt.engine.precision import told_of_emulation, use_float32_where_needed
+from dcamt.engine.precision import told_of_float32, use_float32_where_needed
 from dcamt.engine.signals import Interrupted, catch_signals
 from dcamt.engine.trainer import Done, Trainer
 from dcamt.methods.method import Method
@@ -40,7 +40,7 @@ def train(
     writes = fabric.is_global_zero
     begin, end = trainer.iteration, settings.iterations
     notes = (
-        told_of_emulation(fabric),
+        told_of_float32(settings.precision, fabric),
         use_float32_where_needed(method, lambda: batches[begin], fabric),
     )
     for note in notes:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -179,6 +180,8 @@ def _told_of_workers() -> Iterator[None]:
         # With a GPU a thread stands between, which may be the one to notice.
         if "DataLoader worker" not in text and "pin memory thread" not in text.lower():
             raise
+        # A kept error keeps its frames, and with them workers that the end of Python waits for.
+        clear_frames(error.__traceback__)
         if text.startswith("Caught "):  # its own error, with its traceback
             last = text.strip().splitlines()[-1].partition(": ")[2]
             raise InputError(f"a worker could not read a case: {last}; use --resume") from None
