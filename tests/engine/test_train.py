@@ -468,7 +468,6 @@ def test_an_error_in_a_worker_is_one_sentence(ready, tmp_path):
     assert not multiprocessing.active_children()  # though the error is kept, and its frames
 
 
-
 def saved_after(run, iterations):
     path = run / "last.safetensors"
     return path.exists() and f'"iteration": {iterations},' not in content(path)[1]["state"]

@@ -23,14 +23,15 @@ def take_fast_convolutions(module: nn.Module) -> None:
 
 
 def _faster(layer: nn.Conv3d) -> type[nn.Conv3d]:
-    ones, dense = (1, 1, 1), layer.groups == 1
+    ones = (1, 1, 1)
     plain = layer.stride == layer.dilation == ones and layer.padding_mode == "zeros"
-    if plain and dense and layer.kernel_size == ones and layer.padding == (0, 0, 0):
+    same = all(k % 2 for k in layer.kernel_size) and layer.padding == _half(layer.kernel_size)
+    if not plain or not same:
+        return Convolution
+    if layer.kernel_size == ones and layer.groups == 1:
         return Pointwise
-    if plain and layer.groups == layer.in_channels == layer.out_channels > 1:
-        if all(k % 2 for k in layer.kernel_size) and layer.padding == _half(layer.kernel_size):
-            return Depthwise
-    return Convolution
+    alone = layer.groups == layer.in_channels == layer.out_channels > 1
+    return Depthwise if alone else Convolution
 
 
 class Convolution(nn.Conv3d):
