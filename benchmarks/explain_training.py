@@ -97,11 +97,11 @@ def watch(
     # A second list, with labels, that no batch is drawn from.
     judged = prepare([everything.case(name) for name in names], config.plan)
     labeled, unlabeled = ([ready[n] for n in part] for part in (split.labeled, split.unlabeled))
+    plan, method = config.plan, build_method(config)
     batches = Batches(
-        labeled, unlabeled, config.plan.patch, config.train, config.seed, config.plan.spacing
+        labeled, unlabeled, plan.patch, config.train, config.seed, plan.spacing, method.views
     )
     settings = config.train.model_copy(update={"validate_every": every})
-    method = build_method(config)
     told = {"every": every, "cases": list(names), "split": asdict(split)}
     what = json.dumps({**told, **config.model_dump(mode="json")})
     begun = (folder / "what.json").exists() or (folder / "last.safetensors").exists()

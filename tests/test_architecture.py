@@ -16,7 +16,7 @@ ALLOWED = {
     "losses": {"losses", "types", "errors"},
     "networks": {"networks", "errors"},
     "ops": {"ops", "types", "errors"},
-    "methods": {"config", "losses", "networks", "ops", "methods", "types", "errors"},
+    "methods": {"config", "section", "losses", "networks", "ops", "methods", "types", "errors"},
 }
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dcamt.augmentation import AugmentConfig, IntensityConfig
 from dcamt.config import (
-    AugmentConfig,
     Config,
     DataConfig,
     MethodConfig,
@@ -319,3 +319,30 @@ def test_a_configuration_cannot_be_changed_by_accident() -> None:
     for section in (config, config.train, config.method):
         with pytest.raises(ValueError, match="frozen"):
             section.seed = 1
+
+
+def test_a_kind_of_augmentation_sets_what_is_not_asked_for() -> None:
+    config = load_config(None, ["train.augment.kind=nnunet", "train.augment.blur=[0,1,1]"])
+    augment = config.train.augment
+    assert augment.angle == 30 and augment.noise[0] == 0.1 and augment.intensity == 0
+    assert augment.blur == (0, 1, 1)
+    plain = load_config(None).train.augment
+    assert all(getattr(plain, name)[0] == 0 for name in IntensityConfig.model_fields)
+    # What was resolved is read back as it was written.
+    again = AugmentConfig.model_validate(augment.model_dump(mode="json"))
+    assert again == augment
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("train.augment.blur=[0.5, 2, 1]", "0.01 <= least <= most"),
+        ("train.augment.gamma=[0.5, 0, 1]", "0.01 <= least <= most"),
+        ("train.augment.low_resolution=[0.5, 0.5, 2]", "most <= 1"),
+        ("train.strong.noise=[0.5, -1, 1]", "0 <= least"),
+        ("train.strong.noise=[2, 0, 1]", "less than or equal to 1"),
+        ("train.augment.kind=mine", "'literature' or 'nnunet'"),
+    ],
+)
+def test_an_impossible_change_of_intensity_is_refused(override: str, why: str) -> None:
+    assert why in refusal(override)

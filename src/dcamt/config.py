@@ -20,9 +20,11 @@ from pydantic import (
     model_validator,
 )
 
+from dcamt.augmentation import AugmentConfig, StrongConfig
 from dcamt.errors import InputError
 from dcamt.files import write_text
 from dcamt.plain_yaml import load_yaml, parse_yaml
+from dcamt.section import Fraction, Section
 
 
 def _orientation(code: str) -> str:
@@ -38,7 +40,6 @@ def _window(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 Orientation = Annotated[str, AfterValidator(_orientation)]
 Window = Annotated[tuple[float, float], AfterValidator(_window)]
@@ -46,12 +47,6 @@ Patch = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 _LONGEST_SHOWN = 100
-
-
-class Section(BaseModel):
-    """Frozen, and closed to unknown keys and to numbers that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Normalization(Section):
@@ -117,7 +112,7 @@ class Plan(Section):
     crop: bool
     normalization: tuple[Normalization, ...]
     patch: Patch
-    codes: dict[str, ClassCodes] = {}
+    codes: dict[str, ClassCodes] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Plan":
@@ -152,24 +147,12 @@ class NetworkConfig(BackboneConfig):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class AugmentConfig(Section):
-    """Random changes of a training patch; the same for every method.
-
-    ``flip`` lists the axes that may be mirrored (0, 1, 2 of the prepared orientation), ``rotate``
-    allows quarter turns in the plane of axes 0 and 1, ``angle`` is the largest rotation about each
-    axis in degrees, ``zoom`` the largest relative change of size, ``intensity`` the largest
-    relative change of contrast and the largest shift and noise in standard deviations.
-    """
-
-    flip: tuple[Literal[0, 1, 2], ...] = (0, 1)
-    rotate: bool = True
-    angle: Annotated[float, Field(ge=0, le=180)] = 0.0
-    zoom: Annotated[float, Field(ge=0)] = 0.0
-    intensity: Fraction = 0.1
-
-
 class TrainConfig(Section):
-    """The protocol. ``decay_at``: fractions of the run after which the rate is divided by 10."""
+    """The protocol.
+
+    ``decay``: the rate is divided by 10 at each fraction of the run in ``decay_at`` (``step``), or
+    falls as (1 - done)^``power`` (``polynomial``).
+    """
 
     iterations: PositiveInt = 6000
     labeled_batch: PositiveInt = 2
@@ -177,7 +160,9 @@ class TrainConfig(Section):
     learning_rate: PositiveFloat = 0.01
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay: Literal["step", "polynomial"] = "step"
     decay_at: tuple[Fraction, ...] = (2500 / 6000, 5000 / 6000)
+    power: PositiveFloat = 0.9
     foreground: Fraction = 1 / 3
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     devices: PositiveInt = 1
@@ -185,6 +170,7 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = 250
     validate_every: Annotated[int, Field(ge=0)] = 500
     augment: AugmentConfig = AugmentConfig()
+    strong: StrongConfig = StrongConfig()
 
 
 class PredictConfig(Section):

@@ -4,6 +4,7 @@ Shapes: B patches, L of them labelled and U not, C channels, (X, Y, Z) voxels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,8 @@ class Batch:
     """One iteration's patches. Labels of unlabelled cases are not here to leak.
 
     L labelled and U unlabelled patches of C channels and (X, Y, Z) voxels. ``inside`` tells real
-    voxels from the padding of volumes smaller than the patch.
+    voxels from the padding of volumes smaller than the patch. ``strong_u`` are views of the
+    unlabelled patches with other intensities, as many as the method asks for (``Method.views``).
     """
 
     image_l: Tensor  # (L, C, X, Y, Z) float32
@@ -27,19 +29,28 @@ class Batch:
     image_u: Tensor  # (U, C, X, Y, Z) float32
     inside_u: Tensor  # (U, X, Y, Z) bool
     cases: tuple[str, ...]  # L + U names
+    strong_u: tuple[Tensor, ...] = ()  # each (U, C, X, Y, Z) float32
 
     def pin_memory(self) -> "Batch":
         """In memory that a GPU copies from while the CPU goes on; a DataLoader calls this."""
-        images = self.image_l.pin_memory(), self.label_l.pin_memory(), self.image_u.pin_memory()
-        return Batch(*images, self.inside_u.pin_memory(), self.cases)
+        return self._each(lambda x: x.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
         def move(x: Tensor) -> Tensor:
             layout = torch.channels_last_3d if x.ndim == 5 else torch.preserve_format
             return x.to(device, non_blocking=True, memory_format=layout)
 
-        labeled = move(self.image_l), move(self.label_l)
-        return Batch(*labeled, move(self.image_u), move(self.inside_u), self.cases)
+        return self._each(move)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            change(self.image_l),
+            change(self.label_l),
+            change(self.image_u),
+            change(self.inside_u),
+            self.cases,
+            tuple(change(view) for view in self.strong_u),
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcamt.config import AugmentConfig, TrainConfig
+from dcamt.augmentation import AugmentConfig, StrongConfig
+from dcamt.config import TrainConfig
 from dcamt.data.patches import (
     Batches,
     Location,
@@ -22,6 +23,8 @@ from dcamt.types import IGNORE
 
 FLIPS = [f for n in range(4) for f in itertools.combinations(range(3), n)]
 PLAIN = AugmentConfig(flip=(), rotate=False, intensity=0)
+USUAL = AugmentConfig(flip=(0, 1), rotate=True)
+RICH = AugmentConfig(kind="nnunet", flip=(0, 1, 2), rotate=False)
 PATCH = (16, 16, 16)
 
 sizes = st.tuples(*[st.integers(1, 9)] * 3)
@@ -96,7 +99,7 @@ def test_a_location_holds_its_centre_and_stays_inside(seed, shape, patch, rotate
 
 def test_every_position_turn_and_flip_is_drawn():
     rng = np.random.default_rng(0)
-    drawn = [draw_location(rng, (10, 8, 9), (8, 8, 8), AugmentConfig()) for _ in range(500)]
+    drawn = [draw_location(rng, (10, 8, 9), (8, 8, 8), USUAL) for _ in range(500)]
     assert {at.start for at in drawn} == set(itertools.product(range(3), range(1), range(2)))
     assert {at.turns for at in drawn} == {0, 1, 2, 3}
     assert {at.flips for at in drawn} == {(), (0,), (1,), (0, 1)}
@@ -152,16 +155,20 @@ def settings_of(**changes):
 
 
 def equal(a, b):
-    return a.cases == b.cases and all(
-        torch.equal(getattr(a, name), getattr(b, name))
-        for name in ("image_l", "label_l", "image_u", "inside_u")
+    return (
+        a.cases == b.cases
+        and all(
+            torch.equal(getattr(a, name), getattr(b, name))
+            for name in ("image_l", "label_l", "image_u", "inside_u")
+        )
+        and all(torch.equal(x, y) for x, y in zip(a.strong_u, b.strong_u, strict=True))
     )
 
 
 def test_shapes_and_types_of_a_batch(cases):
     batch = Batches(
         cases([(20, 17, 16)] * 3, True), cases([(9, 30, 16)] * 4, False, "u"),
-        (32, 16, 16), settings_of(augment=AugmentConfig()), 0,
+        (32, 16, 16), settings_of(augment=USUAL), 0,
     )[0]  # fmt: skip
     assert batch.image_l.shape == (2, 1, 32, 16, 16)
     assert batch.label_l.shape == (2, 32, 16, 16)
@@ -195,10 +202,11 @@ def test_image_label_and_inside_belong_together(cases, shape):
             assert (real.sum((1, 2, 3)) == np.prod(inner)).all()
 
 
-def test_a_batch_depends_on_seed_and_iteration_alone(cases):
+@pytest.mark.parametrize("augment", [USUAL, RICH], ids=["usual", "rich"])
+def test_a_batch_depends_on_seed_and_iteration_alone(cases, augment):
     labelled, unlabelled = cases([(20, 20, 20)] * 3, True), cases([(20, 20, 20)] * 5, False, "u")
-    config = settings_of(augment=AugmentConfig())
-    one, two = (Batches(labelled, unlabelled, PATCH, config, 7) for _ in range(2))
+    config = settings_of(augment=augment)
+    one, two = (Batches(labelled, unlabelled, PATCH, config, 7, views=2) for _ in range(2))
     for i in (0, 1, 9):
         one[i]
     assert equal(one[4], two[4])
@@ -210,10 +218,29 @@ def test_a_batch_depends_on_seed_and_iteration_alone(cases):
     assert equal(before, two[4])
 
 
+def test_strong_views_change_intensities_and_nothing_else(cases):
+    labelled, unlabelled = cases([(20, 20, 20)] * 3, True), cases([(20, 20, 20)] * 5, False, "u")
+    blurless = StrongConfig(blur=(0, 1, 1), noise=(0, 0, 0))
+    config = settings_of(augment=USUAL, strong=blurless, unlabeled_batch=4)
+    none, two = (Batches(labelled, unlabelled, PATCH, config, 7, views=n) for n in (0, 2))
+    changed = 0
+    for iteration in range(6):
+        plain, batch = none[iteration], two[iteration]
+        assert equal(plain, replace(batch, strong_u=())), "a view moved the other draws"
+        assert len(batch.strong_u) == 2 and not torch.equal(*batch.strong_u)
+        for view in batch.strong_u:
+            assert view.shape == batch.image_u.shape and view.dtype == torch.float32
+            for strong, weak in zip(view.flatten(1), batch.image_u.flatten(1), strict=True):
+                # Brightness, contrast and gamma keep the order of the values, or nearly.
+                assert torch.corrcoef(torch.stack([strong, weak]))[0, 1] > 0.9
+                changed += not torch.equal(strong, weak)
+    assert changed > 40
+
+
 def test_worker_processes_draw_the_same_batches(cases):
     batches = Batches(
         cases([(20, 20, 20)] * 3, True), cases([(20, 20, 20)] * 5, False, "u"),
-        PATCH, settings_of(augment=AugmentConfig()), 7,
+        PATCH, settings_of(augment=RICH), 7, views=1,
     )  # fmt: skip
     loader = torch.utils.data.DataLoader(
         batches, batch_size=None, sampler=range(3, 7), num_workers=2
@@ -262,9 +289,7 @@ def test_the_wanted_share_of_patches_shows_foreground(tmp_path):
     case = Prepared("a", tmp_path / "i.npy", tmp_path / "l.npy")
 
     def share(wanted):
-        config = settings_of(
-            labeled_batch=1, unlabeled_batch=1, foreground=wanted, augment=AugmentConfig()
-        )
+        config = settings_of(labeled_batch=1, unlabeled_batch=1, foreground=wanted, augment=USUAL)
         batches = Batches([case], [case], PATCH, config, 0)
         return np.mean([bool((batches[i].label_l == 1).any()) for i in range(120)])
 

@@ -213,6 +213,12 @@ def test_the_rate_falls_tenfold_at_each_mark():
     )
 
 
+def test_the_rate_falls_as_a_polynomial_where_that_is_asked_for():
+    train = TrainConfig(iterations=1000, learning_rate=0.01, decay="polynomial", power=0.9)
+    rates = [learning_rate(train, i) for i in (0, 500, 999)]
+    assert rates == pytest.approx([0.01, 0.01 * 0.5**0.9, 0.01 * 0.001**0.9])
+
+
 def test_the_optimiser_is_given_the_rate(start):
     run = start("run", "method.name=vnet", "train.iterations=4", "train.decay_at=[0.5]",
                 "train.learning_rate=0.02")  # fmt: skip

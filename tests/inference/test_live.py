@@ -4,13 +4,13 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from dcamt.config import Section
 from dcamt.inference.live import live_values
 from dcamt.methods.method import Method
 from dcamt.methods.vnet import Supervised
 from dcamt.networks.backbone import Backbone
 from dcamt.networks.folding import fold_batch_norm
 from dcamt.networks.vnet import VNet
+from dcamt.section import Section
 
 
 class Three(Backbone):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcamt.config import Section, TrainConfig
+from dcamt.config import TrainConfig
 from dcamt.methods.method import Method
 from dcamt.networks.vnet import VNet
+from dcamt.section import Section
 from dcamt.types import IGNORE, Batch
 
 PATCH = (32, 16, 16)
@@ -56,7 +57,9 @@ def phantom_batch(labeled: int = 2, unlabeled: int = 2, seed: int = 0) -> Batch:
     inside[-1, -4:] = False
     label[labeled - 1, -4:] = IGNORE
     names = tuple(f"case_{i}" for i in range(count))
-    return Batch(image[:labeled], label[:labeled], image[labeled:], inside, names)
+    image_u = image[labeled:]
+    strong = tuple(1.3 * image_u + torch.randn(image_u.shape, generator=random) for _ in range(2))
+    return Batch(image[:labeled], label[:labeled], image_u, inside, names, strong)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def batch_for(patch: tuple[int, int, int]) -> Batch:
     label[:, -1] = IGNORE
     inside = torch.ones(1, *patch, dtype=torch.bool)
     inside[:, -1] = False
-    return Batch(image[:1], label[:1], image[1:], inside, ("a", "b"))
+    return Batch(image[:1], label[:1], image[1:], inside, ("a", "b"), (image[1:], 2 * image[1:]))
 
 
 def test_every_backbone_has_its_smallest_size() -> None:

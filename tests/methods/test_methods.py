@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcamt.config import Section
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods import METHODS, mcf
@@ -16,6 +15,7 @@ from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.methods.vnet import Supervised
 from dcamt.networks.vnet import STRIDE, VNet
+from dcamt.section import Section
 from dcamt.types import IGNORE, Batch, Progress
 
 LATE = Progress(900, 1000)
@@ -55,7 +55,7 @@ def supervised_loss(method: Method, batch: Batch) -> float:
 
 def test_a_batch_has_no_labels_of_unlabelled_patches() -> None:
     names = [field.name for field in fields(Batch)]
-    assert names == ["image_l", "label_l", "image_u", "inside_u", "cases"]
+    assert names == ["image_l", "label_l", "image_u", "inside_u", "cases", "strong_u"]
 
 
 @every_variant

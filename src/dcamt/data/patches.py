@@ -14,8 +14,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
-from dcamt.config import AugmentConfig, Patch, TrainConfig
+from dcamt.augmentation import AugmentConfig
+from dcamt.config import Patch, TrainConfig
+from dcamt.data.intensity import apply_changes, draw_changes
 from dcamt.data.prepare import Prepared
 from dcamt.types import IGNORE, Batch
 
@@ -47,6 +50,7 @@ def draw_location(
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Location:
     """A random patch of a volume of ``shape`` voxels, one that holds ``centre`` if given."""
+    assert augment.flip is not None and augment.rotate is not None, "a run plans these first"
     turns = int(rng.integers(4)) if augment.rotate else 0
     size = (patch[1], patch[0], patch[2]) if turns % 2 else patch
     flips = tuple(axis for axis in augment.flip if rng.random() < 0.5)
@@ -67,9 +71,16 @@ def draw_matrix(
     """A small random rotation and zoom in voxels, rigid in mm; None if there is none to draw."""
     if not augment.angle and not augment.zoom:
         return None
-    angles = rng.uniform(-augment.angle, augment.angle, 3)
+
+    def happens() -> bool:
+        return augment.spatial == 1 or bool(rng.random() < augment.spatial)
+
+    turned, zoomed = happens(), happens()
+    if not turned and not zoomed:
+        return None
+    angles = rng.uniform(-augment.angle, augment.angle, 3) * turned
     rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    factor = np.exp(rng.uniform(-1, 1) * np.log1p(augment.zoom))
+    factor = np.exp(rng.uniform(-1, 1) * np.log1p(augment.zoom) * zoomed)
     size = np.array(spacing)
     matrix: NDArray[np.float64] = factor * rotation * size[None] / size[:, None]
     return matrix
@@ -142,7 +153,8 @@ def change_intensity(
 class Batches(torch.utils.data.Dataset[Batch]):
     """Iteration number to Batch: labelled patches, then unlabelled ones.
 
-    Each stream goes through its cases in a fresh random order, epoch by epoch.
+    Each stream goes through its cases in a fresh random order, epoch by epoch. Of every unlabelled
+    patch there are ``views`` strong ones.
     """
 
     def __init__(
@@ -153,11 +165,13 @@ class Batches(torch.utils.data.Dataset[Batch]):
         train: TrainConfig,
         seed: int,
         spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        views: int = 0,
     ):
         self.labeled = labeled
         # With every case labelled, the unlabelled stream shows the same images without labels.
         self.unlabeled = unlabeled or labeled
         self.patch, self.train, self.seed, self.spacing = patch, train, seed, spacing
+        self.views = views
         self._foreground: dict[str, NDArray[np.int64]] = {}
 
     def __getitem__(self, iteration: int) -> Batch:
@@ -183,13 +197,26 @@ class Batches(torch.utils.data.Dataset[Batch]):
             torch.from_numpy(np.stack(images_u)),
             torch.from_numpy(np.stack(insides)),
             tuple(case.name for case in (*labeled, *unlabeled)),
+            self._strong(images_u, iteration),
         )
+
+    def _strong(self, images: list[NDArray[np.float32]], iteration: int) -> tuple[Tensor, ...]:
+        """Views of ``images``. Draws of their own leave all others as they are without views."""
+        rng = np.random.default_rng([self.seed, 3, iteration])
+
+        def view() -> Tensor:
+            changes = [draw_changes(rng, len(image), self.train.strong) for image in images]
+            changed = map(apply_changes, images, changes)
+            return torch.from_numpy(np.stack(list(changed)))
+
+        return tuple(view() for _ in range(self.views))
 
     def _image(self, rng: Generator, case: Prepared, at: Location) -> NDArray[np.float32]:
         image = case.image
         patch = cut(image, at, 0.0).astype(np.float32)
-        change = draw_intensity(rng, patch.shape, self.train.augment.intensity)
-        return change_intensity(patch, change)
+        augment = self.train.augment
+        patch = change_intensity(patch, draw_intensity(rng, patch.shape, augment.intensity))
+        return apply_changes(patch, draw_changes(rng, len(patch), augment))
 
     def _centre(self, rng: Generator, case: Prepared) -> NDArray[np.int64] | None:
         """A voxel that the patch must hold, for the share of patches that must show foreground."""

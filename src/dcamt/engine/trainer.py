@@ -146,7 +146,9 @@ def make_optimizers(method: Method, settings: TrainConfig) -> dict[str, Optimize
 
 
 def learning_rate(train: TrainConfig, iteration: int) -> float:
-    """Step decay: divided by 10 at each fraction of ``decay_at``; ``iteration`` counts from 0."""
+    """The rate of ``iteration``, counted from 0; see TrainConfig."""
+    if train.decay == "polynomial":
+        return float(train.learning_rate * (1 - iteration / train.iterations) ** train.power)
     passed = sum(iteration >= round(at * train.iterations) for at in train.decay_at)
     return float(train.learning_rate * 0.1**passed)
 

@@ -19,12 +19,12 @@ one for each; pre-training takes the paper's share of the run, 2,000 of 17,000 i
 import torch
 from torch import Tensor
 
-from dcamt.config import Fraction, Section
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.backbone import Network
 from dcamt.ops.components import largest_components
 from dcamt.ops.mix import random_box
+from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
 

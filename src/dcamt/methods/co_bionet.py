@@ -25,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from dcamt.config import Fraction, Section, TrainConfig
+from dcamt.config import TrainConfig
 from dcamt.losses.consistency import distillation, masked_mean
 from dcamt.losses.overlap import dice_ce, one_hot
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
 from dcamt.networks.critic import Critic
+from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
 

@@ -25,12 +25,12 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import cross_entropy, dice_ce, one_hot, pseudo_label
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.backbone import Backbone, Network
 from dcamt.ops.prototypes import cosine, prototypes
+from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
 

@@ -13,10 +13,10 @@ volumes. The evaluated network is the first.
 import torch
 from torch import Tensor
 
-from dcamt.config import Fraction, Section
 from dcamt.losses.overlap import cross_entropy, dice_ce, pseudo_label
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
+from dcamt.section import Fraction, Section
 from dcamt.types import Batch, Progress, Update
 
 

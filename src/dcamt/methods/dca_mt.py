@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from dcamt.config import BackboneConfig, Fraction, Section
+from dcamt.config import BackboneConfig
 from dcamt.errors import InputError
 from dcamt.losses.alignment import intra_inter, mmd
 from dcamt.losses.consistency import distillation
@@ -35,6 +35,7 @@ from dcamt.networks.attention import CrossAttention
 from dcamt.networks.backbone import Backbone, Network, Stride
 from dcamt.networks.convolution import Pointwise
 from dcamt.ops.mix import random_box
+from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
 _COMPONENTS = {

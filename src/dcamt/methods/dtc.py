@@ -15,13 +15,13 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import masked_mse
 from dcamt.losses.overlap import soft_dice
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
 from dcamt.networks.distance import WithDistance
 from dcamt.ops.distance import signed_distances
+from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
 

@@ -29,13 +29,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Beta
 
-from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import masked_mean
 from dcamt.losses.overlap import cross_entropy, dice_ce, pseudo_label
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.backbone import Network
 from dcamt.ops.mix import random_box, random_classes
 from dcamt.ops.noise import jittered
+from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
 

@@ -16,7 +16,6 @@ other peers, where the authors schedule each network apart.
 import torch
 from torch import Tensor
 
-from dcamt.config import Fraction, Section
 from dcamt.losses.evidential import (
     concentration,
     evidential_cross_entropy,
@@ -26,6 +25,7 @@ from dcamt.losses.evidential import (
 from dcamt.losses.overlap import dice_ce, pseudo_label, soft_dice
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
+from dcamt.section import Fraction, Section
 from dcamt.types import Batch, Progress, Update
 
 

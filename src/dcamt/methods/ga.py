@@ -15,11 +15,11 @@ classes are counted among the voxels that GACE keeps.
 import torch
 from torch import Tensor
 
-from dcamt.config import Fraction, Section
 from dcamt.losses.gradient_aware import ga_cross_entropy, ga_dice
 from dcamt.losses.overlap import pseudo_label
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
+from dcamt.section import Fraction, Section
 from dcamt.types import Batch, Progress, Update
 
 

@@ -21,12 +21,13 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from dcamt.config import BackboneConfig, Fraction, Section
+from dcamt.config import BackboneConfig
 from dcamt.losses.consistency import masked_mse
 from dcamt.losses.overlap import cross_entropy, one_hot, soft_dice
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
 from dcamt.networks.resnet import ResNet34
+from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from dcamt.config import BackboneConfig, Section, TrainConfig
+from dcamt.config import BackboneConfig, TrainConfig
 from dcamt.networks.backbone import Network
+from dcamt.section import Section
 from dcamt.types import Batch, Progress, Update
 
 
@@ -24,6 +25,8 @@ class Method(nn.Module):
     """How many ``predict`` averages."""
     least_side: ClassVar[int] = 1
     """Voxels that each side of a patch must have."""
+    views: ClassVar[int] = 0
+    """Strong views of each unlabelled patch that ``step`` looks at: ``Batch.strong_u``."""
 
     def __init__(self, config: Any, network: Network):
         super().__init__()

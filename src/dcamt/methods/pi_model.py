@@ -15,12 +15,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
 from dcamt.ops.noise import noisy
+from dcamt.section import Fraction, Section
 from dcamt.types import Batch, Progress, Update
 
 

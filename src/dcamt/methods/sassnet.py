@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from dcamt.config import Fraction, Section, TrainConfig
+from dcamt.config import TrainConfig
 from dcamt.losses.consistency import masked_mse
 from dcamt.losses.overlap import soft_dice
 from dcamt.methods.method import Method
@@ -29,6 +29,7 @@ from dcamt.networks.backbone import Network
 from dcamt.networks.discriminator import Discriminator
 from dcamt.networks.distance import WithDistance
 from dcamt.ops.distance import signed_distances
+from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
 

@@ -19,12 +19,12 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from dcamt.config import Fraction, Section
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.backbone import Network
 from dcamt.ops.noise import noisy
+from dcamt.section import Fraction, Section
 from dcamt.types import Batch, Progress, Update
 
 

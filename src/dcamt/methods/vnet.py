@@ -6,10 +6,10 @@ the method is named. With all labels it is the ceiling.
 
 from torch import Tensor
 
-from dcamt.config import Section
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
+from dcamt.section import Section
 from dcamt.types import Batch, Progress, Update
 
 

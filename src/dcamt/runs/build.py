@@ -12,7 +12,6 @@ from dcamt.config import (
     NetworkConfig,
     Patch,
     Plan,
-    Section,
     Triple,
     validated,
 )
@@ -25,6 +24,7 @@ from dcamt.networks import BACKBONES
 from dcamt.networks.backbone import Backbone, Network, Stride, common_stride
 from dcamt.networks.convolution import take_fast_convolutions
 from dcamt.records.run_folder import RunConfig, read_config
+from dcamt.section import Section
 
 
 def build_method(config: RunConfig) -> Method:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from dcamt.config import Config
 from dcamt.data.dataset import Dataset, read_dataset
+from dcamt.data.mirror import choose_mirroring
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.survey import survey
@@ -26,7 +27,7 @@ class Planned:
     """A run before its first iteration.
 
     dataset: without what the split hides. ready: its cases, prepared. warnings: what a user should
-    know.
+    know. notes: what was chosen for the user, and why.
     """
 
     config: RunConfig
@@ -34,6 +35,7 @@ class Planned:
     dataset: Dataset
     ready: tuple[Prepared, ...]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @told_of_memory("the scans do not fit", "crop them, or set a coarser data.spacing")
@@ -66,4 +68,9 @@ def plan_run(dataset: Path, config: Config, splits: Path | None, labeled: Labels
     planned = RunConfig(**{**dict(config), **told})
     check_networks(planned)
     ready = prepare(visible.cases, seen.plan, seen.kept)
-    return Planned(planned, split, seen.dataset, tuple(ready), tuple(seen.warnings))
+    used = [case for case in ready if case.name in training]
+    augment, why = choose_mirroring(config.train.augment, used, seen.plan.orientation)
+    train = config.train.model_copy(update={"augment": augment})
+    planned = planned.model_copy(update={"train": train})
+    notes = (why,) if why else ()
+    return Planned(planned, split, seen.dataset, tuple(ready), tuple(seen.warnings), notes)

@@ -14,6 +14,8 @@ from dcamt.records.run_folder import CONFIG, read_config, read_split
 from dcamt.runs.build import resolve_method
 from dcamt.runs.plan import Labels, Planned
 
+_CHOSEN = ("train.augment.flip", "train.augment.rotate")
+
 
 def reopen(run: Path) -> Planned:
     """A run that was begun; InputError if its data set has not all that it needs any more."""
@@ -38,6 +40,8 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
         for key, value in new.items():
             if isinstance(value, dict) and isinstance(old.get(key), dict):
                 compare(value, old[key], f"{prefix}{key}.")
+            elif f"{prefix}{key}" in _CHOSEN and value is None:
+                continue  # the run has what was chosen
             elif value != old.get(key):
                 raise InputError(
                     f"{run}: was begun with {prefix}{key} = {old.get(key)}, not {value}; leave the "

@@ -139,7 +139,7 @@ def _subject(config: RunConfig) -> _Subject:
     method = build_method(config)
     channels_last(method.to(fabric.device))
     update = Update(fabric, make_optimizers(method, config.train))
-    batch = _batch(config).to(fabric.device)
+    batch = _batch(config, method.views).to(fabric.device)
     sides = [side + side // 2 for side in config.plan.patch]
     volume = torch.randn(len(config.plan.channels), *sides)
     classes = len(config.plan.classes)
@@ -159,7 +159,7 @@ def _subject(config: RunConfig) -> _Subject:
     return _Subject(iterate, segment)
 
 
-def _batch(config: RunConfig) -> Batch:
+def _batch(config: RunConfig, views: int) -> Batch:
     """Four patches of noise with a ball, cut across into the classes, as label."""
     patch, channels = config.plan.patch, len(config.plan.channels)
     classes = len(config.plan.classes)
@@ -171,7 +171,8 @@ def _batch(config: RunConfig) -> Batch:
     labels = label.repeat(labeled, 1, 1, 1)
     image_l, image_u = torch.randn(labeled, channels, *patch), torch.randn(2, channels, *patch)
     inside = torch.ones(2, *patch, dtype=torch.bool)
-    return Batch(image_l, labels, image_u, inside, ())
+    strong = tuple(image_u + torch.randn_like(image_u) for _ in range(views))
+    return Batch(image_l, labels, image_u, inside, (), strong)
 
 
 def _take_turns(

@@ -70,6 +70,8 @@ def train_run(
         planned = plan_run(dataset, config, splits, labeled)
         for warning in () if quiet else planned.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
+        for note in () if quiet else planned.notes:
+            print(printable(note), file=sys.stderr)
     with alone(out), safe_path():
         if not begun:
             refuse_existing_run(out, resume)  # another may have begun while this one planned
@@ -102,6 +104,7 @@ def _train(fabric: Fabric, planned: Planned, out: Path, resume: bool, quiet: boo
     """What each process does."""
     config, split = planned.config, planned.split
     ready = {case.name: case for case in planned.ready}
+    method = build_method(config)
     batches = Batches(
         [ready[name] for name in split.labeled],
         [ready[name] for name in split.unlabeled],
@@ -109,6 +112,7 @@ def _train(fabric: Fabric, planned: Planned, out: Path, resume: bool, quiet: boo
         config.train,
         config.seed,
         config.plan.spacing,
+        method.views,
     )
     held_out = [ready[name] for name in split.val]
 
@@ -117,7 +121,7 @@ def _train(fabric: Fabric, planned: Planned, out: Path, resume: bool, quiet: boo
             return mean_dice(trained, held_out, config.plan, config.predict)
 
     train(
-        build_method(config),
+        method,
         batches,
         config.train,
         out,

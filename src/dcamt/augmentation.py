@@ -1,0 +1,103 @@
+"""How training patches are changed at random: what a recipe says of it.
+
+``data/patches.py`` turns, mirrors and cuts by these settings, ``data/intensity.py`` does the rest.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from dcamt.section import Fraction, Section
+
+Chance = tuple[Fraction, float, float]
+"""How probable a change is, and the least and the most of it."""
+
+
+class IntensityConfig(Section):
+    """Random changes of intensity, each as its probability, least and most; 0 is never.
+
+    ``noise``: standard deviation, where a scan's own is 1. ``blur``: sigma in voxels.
+    ``brightness``: factor. ``contrast``: factor about the mean, within the range of the patch.
+    ``low_resolution``: share of the resolution that is kept. ``gamma``: exponent of the values
+    scaled to 0 to 1, and ``inverted_gamma`` of 1 less those; mean and deviation are kept.
+    """
+
+    noise: Chance = (0, 0, 0.1)
+    blur: Chance = (0, 0.5, 1)
+    brightness: Chance = (0, 0.75, 1.25)
+    contrast: Chance = (0, 0.75, 1.25)
+    low_resolution: Chance = (0, 0.5, 1)
+    inverted_gamma: Chance = (0, 0.7, 1.5)
+    gamma: Chance = (0, 0.7, 1.5)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_possible(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name not in IntensityConfig.model_fields:
+            return value
+        _, least, most = value
+        lowest = 0 if info.field_name in ("noise", "brightness", "contrast") else 0.01
+        highest = 1 if info.field_name == "low_resolution" else 100
+        if not lowest <= least <= most <= highest:
+            raise ValueError(
+                "write it as [probability, least, most], "
+                f"with {lowest} <= least <= most <= {highest}"
+            )
+        return value
+
+
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "literature": {},
+    "nnunet": {
+        "angle": 30,
+        "zoom": 0.4,
+        "spatial": 0.2,
+        "intensity": 0,
+        "noise": (0.1, 0, 0.1),
+        "blur": (0.2, 0.5, 1),
+        "brightness": (0.15, 0.75, 1.25),
+        "contrast": (0.15, 0.75, 1.25),
+        "low_resolution": (0.25, 0.5, 1),
+        "inverted_gamma": (0.1, 0.7, 1.5),
+        "gamma": (0.3, 0.7, 1.5),
+    },
+}
+"""What each kind of augmentation sets where nothing else is asked for."""
+
+
+class AugmentConfig(IntensityConfig):
+    """Random changes of a training patch; the same for every method.
+
+    ``kind`` sets all others: ``literature`` is that of the semi-supervised literature, ``nnunet``
+    is nnU-Net's. ``flip`` lists the axes that may be mirrored (0, 1, 2 of the prepared
+    orientation), ``rotate`` allows quarter turns in the plane of axes 0 and 1. Both are chosen from
+    the scans where they are null: nothing is mirrored along what all scans lie alike in. ``angle``
+    is the largest rotation about each axis in degrees, ``zoom`` the largest relative change of
+    size, ``spatial`` the probability of either. ``intensity`` is the largest relative change of
+    contrast and the largest shift and noise in standard deviations, in every patch.
+    """
+
+    kind: Literal["literature", "nnunet"] = "literature"
+    flip: tuple[Literal[0, 1, 2], ...] | None = None
+    rotate: bool | None = None
+    angle: Annotated[float, Field(ge=0, le=180)] = 0.0
+    zoom: Annotated[float, Field(ge=0)] = 0.0
+    spatial: Fraction = 1.0
+    intensity: Fraction = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
+            return values
+        return {**AUGMENTATIONS.get(values["kind"], {}), **values}
+
+
+class StrongConfig(IntensityConfig):
+    """How a strong view of an unlabelled patch differs from the patch that it is a view of."""
+
+    noise: Chance = (0.2, 0, 0.1)
+    blur: Chance = (0.5, 0.1, 2)
+    brightness: Chance = (0.8, 0.5, 1.5)
+    contrast: Chance = (0.8, 0.5, 1.5)
+    gamma: Chance = (0.5, 0.5, 1.5)
