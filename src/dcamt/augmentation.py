@@ -85,6 +85,16 @@ class AugmentConfig(IntensityConfig):
     spatial: Fraction = 1.0
     intensity: Fraction = 0.1
 
+    @property
+    def flips(self) -> tuple[int, ...]:
+        """Axes that may be mirrored; where nothing was chosen, the literature's."""
+        return (0, 1) if self.flip is None else self.flip
+
+    @property
+    def turns(self) -> bool:
+        """Whether patches are turned; where nothing was chosen, they are."""
+        return self.rotate is None or self.rotate
+
     @model_validator(mode="before")
     @classmethod
     def _of_its_kind(cls, values: Any) -> Any:

@@ -23,7 +23,7 @@ from dcamt.types import IGNORE
 
 FLIPS = [f for n in range(4) for f in itertools.combinations(range(3), n)]
 PLAIN = AugmentConfig(flip=(), rotate=False, intensity=0)
-USUAL = AugmentConfig(flip=(0, 1), rotate=True)
+USUAL = AugmentConfig()
 RICH = AugmentConfig(kind="nnunet", flip=(0, 1, 2), rotate=False)
 PATCH = (16, 16, 16)
 

@@ -50,10 +50,9 @@ def draw_location(
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Location:
     """A random patch of a volume of ``shape`` voxels, one that holds ``centre`` if given."""
-    assert augment.flip is not None and augment.rotate is not None, "a run plans these first"
-    turns = int(rng.integers(4)) if augment.rotate else 0
+    turns = int(rng.integers(4)) if augment.turns else 0
     size = (patch[1], patch[0], patch[2]) if turns % 2 else patch
-    flips = tuple(axis for axis in augment.flip if rng.random() < 0.5)
+    flips = tuple(axis for axis in augment.flips if rng.random() < 0.5)
     start = []
     for axis, (n, s) in enumerate(zip(shape, size, strict=True)):
         # A volume smaller than the patch is centred in it; a larger one holds it wholly.
