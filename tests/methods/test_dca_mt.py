@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -198,6 +200,79 @@ def test_views_of_one_patch_lie_within_different_labelled_patches(
     assert torch.equal(mixed[:labeled], batch.image_l)
     found = [(int(patch.max()) - 100, int(patch.min())) for patch in mixed[labeled:]]
     assert found == pairs
+
+
+def looked_at(method: DCAMT, batch: Batch, update: Any) -> tuple[list[Any], Any]:
+    """What the pair was shown, pass by pass, and what the step took from it."""
+    seen: list[Any] = []
+    method.pair.register_forward_pre_hook(lambda pair, inputs: seen.append(inputs))
+    method.train().step(batch, Progress(5, 10), update(method))
+    torch.manual_seed(3)
+    return seen, method._patches(batch)
+
+
+@pytest.mark.parametrize("paste", [0.0, 0.67])
+@pytest.mark.parametrize("strong", [1, 2])
+def test_branches_learn_from_strong_views_what_was_said_of_the_patch(
+    strong, paste, build, plain_update, batch
+) -> None:
+    batch = replace(batch, strong_u=tuple(v + 100 for v in batch.strong_u[:strong]))
+    method = build(DCAMT, strong=strong, paste=paste)
+    assert method.views == strong
+    seen, taken = looked_at(method, batch, plain_update)
+    (clean_t, clean_s), (mixed_t, mixed_s) = seen[:2]
+    assert torch.equal(clean_t, batch.image_u) and clean_s is clean_t
+    own = taken.learn.unsqueeze(1)
+    for image, view in ((taken.image_t, batch.strong_u[0]), (taken.image_s, batch.strong_u[-1])):
+        assert torch.equal(image[:2], batch.image_l)
+        assert torch.equal(image[2:][own], view[own])
+        assert (image[2:][~own] < 50).all() or not paste
+    assert torch.equal(mixed_t, mixed_s) == (strong == 1)
+
+
+@pytest.mark.parametrize(("around", "labels"), [("unlabeled", False), ("labeled", True)])
+def test_what_lies_around_a_box(around, labels, build, plain_update, batch) -> None:
+    batch = replace(batch, image_u=batch.image_u + 100, strong_u=())
+    _, taken = looked_at(build(DCAMT, around=around), batch, plain_update)
+    surrounded = taken.image_t[2:, 0]
+    assert bool((taken.label[2:] != IGNORE).any()) == labels
+    assert bool((surrounded < 50).any()) == labels
+    if around == "unlabeled":  # the other unlabelled patch, and what the branches say of it
+        other = batch.image_u[:, 0].roll(1, 0)
+        own = surrounded == batch.image_u[:, 0]
+        assert torch.equal(surrounded[~own], other[~own]) and not own.all()
+        inside = torch.where(own, batch.inside_u, batch.inside_u.roll(1, 0))
+        assert torch.equal(taken.learn, inside)
+        with torch.no_grad():
+            method = build(DCAMT, around=around).train()
+            torch.manual_seed(3)
+            said = method._patches(batch).clean[0]
+            whole = method.pair(batch.image_u, batch.image_u)[0]
+        place = own.unsqueeze(1).expand_as(said)
+        torch.testing.assert_close(said[place], whole[place], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(said[~place], whole.roll(1, 0)[~place], rtol=1e-3, atol=1e-3)
+
+
+def test_either_kind_of_surrounding_comes_up(build, batch) -> None:
+    method = build(DCAMT, around="either").train()
+    kinds = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        taken = method._patches(batch)
+        kinds |= {bool((label != IGNORE).any()) for label in taken.label[2:]}
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize("targets", ["soft", "hard"])
+def test_branches_teach_only_where_they_are_confident(targets, build, plain_update, batch) -> None:
+    sure = build(DCAMT, confidence=1.0, targets=targets).train()
+    terms = sure.step(batch, Progress(5, 10), plain_update(sure))
+    assert terms["to_student"].item() == pytest.approx(0, abs=1e-6)
+    says = torch.randn(2, 2, *batch.image_u.shape[2:])
+    half = build(DCAMT, confidence=0.7)
+    found = half._sure(says, batch.inside_u)
+    expected = batch.inside_u & (says.softmax(1).max(1).values >= 0.7)
+    assert torch.equal(found, expected) and found.any() and (found != batch.inside_u).any()
 
 
 def test_patches_of_one_bottleneck_voxel_are_looked_at_in_pairs(build, plain_update) -> None:

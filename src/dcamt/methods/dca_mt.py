@@ -68,7 +68,12 @@ class DCAMT(Method):
         no mixing). Around it lies a labelled patch, and the targets come from the unmixed one. As
         the branches must look at that too, each patch is used in ``boxes`` places of the batch,
         within different labelled patches, and as many fewer patches are used: 1 uses them all, 2
-        the first half. Mixing is part of the distillation.
+        the first half. Around the box may also lie another unlabelled patch (``around``), or
+        either of the two, by a throw for each place; then the branches teach each other on all of
+        it. ``strong`` is how many strong views of a patch they learn from (0: from the patch
+        itself, 1: from the same, 2: each from its own), while what they teach they still say of
+        the patch itself. They teach where they give a class at least ``confidence``. All this is
+        part of the distillation.
 
         ``teacher_network`` and ``student_network`` are backbones other than that of the network
         section: a name, or name, width and size. Their bottlenecks must be of one size; where they
@@ -97,6 +102,9 @@ class DCAMT(Method):
         targets: Literal["soft", "hard"] = "hard"
         paste: Fraction = 0.67
         boxes: PositiveInt = 1
+        around: Literal["labeled", "unlabeled", "either"] = "labeled"
+        strong: Literal[0, 1, 2] = 0
+        confidence: Fraction = 0.0
         teacher_network: BackboneConfig | None = None
         student_network: BackboneConfig | None = None
 
@@ -105,6 +113,7 @@ class DCAMT(Method):
     def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.uses = _COMPONENTS[config.components]
+        self.views = config.strong if "distillation" in self.uses else 0
         if config.teacher != "gradient" and config.teacher_network != config.student_network:
             raise InputError(
                 f"method.teacher = {config.teacher} averages the weights of two networks that are "
@@ -137,7 +146,7 @@ class DCAMT(Method):
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         c = self.config
         x = self._patches(batch)
-        logits_t, logits_s, features_t, features_s = self.pair(x.image, x.image)
+        logits_t, logits_s, features_t, features_s = self.pair(x.image_t, x.image_s)
         n = len(batch.image_l)
         known = slice(None) if x.clean else slice(n)  # only mixed patches add labels to the first n
         terms = {
@@ -148,7 +157,7 @@ class DCAMT(Method):
         ramp = at.ramp(c.ramp)
         # What each branch says of the unlabelled voxels, which the other learns.
         teacher_says, student_says = x.clean or (logits_t[n:].detach(), logits_s[n:].detach())
-        teacher_picks = pseudo_label(teacher_says, x.learn)
+        teacher_picks = pseudo_label(teacher_says, self._sure(teacher_says, x.learn))
         if "alignment" in self.uses:
             label = torch.where(x.label[n:] == IGNORE, teacher_picks, x.label[n:])
             votes = one_hot(torch.cat([batch.label_l, label]), self.pair.student.classes)
@@ -163,11 +172,13 @@ class DCAMT(Method):
             )
         if "distillation" in self.uses:
             if c.targets == "soft":
-                to_student = distillation(logits_s[n:], teacher_says, x.learn, c.temperature)
-                to_teacher = distillation(logits_t[n:], student_says, x.learn, c.temperature)
+                sure_t, sure_s = (self._sure(s, x.learn) for s in (teacher_says, student_says))
+                to_student = distillation(logits_s[n:], teacher_says, sure_t, c.temperature)
+                to_teacher = distillation(logits_t[n:], student_says, sure_s, c.temperature)
             else:
                 to_student = dice_ce(logits_s[n:], teacher_picks)
-                to_teacher = dice_ce(logits_t[n:], pseudo_label(student_says, x.learn))
+                student_picks = pseudo_label(student_says, self._sure(student_says, x.learn))
+                to_teacher = dice_ce(logits_t[n:], student_picks)
             terms["to_student"], terms["to_teacher"] = to_student, to_teacher
             loss = loss + ramp * (
                 c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]
@@ -182,34 +193,57 @@ class DCAMT(Method):
         logits_t, logits_s, _, _ = self.pair(image, image)
         return torch.stack([logits_t.float().softmax(1), logits_s.float().softmax(1)])
 
+    def _sure(self, says: Tensor, learn: Tensor) -> Tensor:
+        """``learn`` without the voxels on which ``says``, logits, is less than ``confidence``."""
+        if not self.config.confidence:
+            return learn
+        return learn & (says.float().softmax(1).amax(1) >= self.config.confidence)
+
     @torch.no_grad()
     def _patches(self, batch: Batch) -> "_Patches":
-        """Labelled and unlabelled patches as one batch, mixed if ``paste`` says so."""
-        if not self.config.paste or "distillation" not in self.uses:
+        """Labelled and unlabelled patches as one batch, mixed and seen as the options say."""
+        c, n = self.config, len(batch.image_u)
+        if "distillation" not in self.uses or not (c.paste or c.strong):
             image = torch.cat([batch.image_l, batch.image_u])
             nothing = torch.full_like(batch.inside_u, IGNORE, dtype=torch.int64)
-            label = torch.cat([batch.label_l, nothing])
-            return _Patches(image, label, batch.inside_u)
+            return _Patches(image, image, torch.cat([batch.label_l, nothing]), batch.inside_u)
         size, device = batch.image_u.shape[2:], batch.image_u.device
-        n = len(batch.image_u)
         places = torch.arange(n, device=device)
         bottleneck = size.numel() // math.prod(self.pair.student.stride)
         least = 2 if bottleneck == 1 else 1  # one value has no variance to normalise by
-        seen = max(least, math.ceil(n / self.config.boxes))
+        seen = max(least, math.ceil(n / c.boxes))
         of = places % seen  # the unlabelled patch in each place
-        around = (places // seen + of) % len(batch.image_l)  # the labelled one around it
+        next_to = (of + 1) % seen  # the unlabelled one that may lie around it
+        around = (places // seen + of) % len(batch.image_l)  # and the labelled one
         image = batch.image_u[:seen]
         clean_t, clean_s, _, _ = self.pair(image, image)
         torch.clear_autocast_cache()  # older PyTorch reuses these casts, which have no gradients
-        boxes = torch.stack([random_box(size, self.config.paste, device) for _ in range(n)])
-        own = boxes & batch.inside_u[of]
-        mixed = torch.where(own.unsqueeze(1), batch.image_u[of], batch.image_l[around])
-        label = batch.label_l[around].masked_fill(own, IGNORE)
+        if c.paste:
+            own = torch.stack([random_box(size, c.paste, device) for _ in range(n)])
+            own &= batch.inside_u[of]
+        else:
+            own = torch.ones_like(batch.inside_u)
+        unlabeled = torch.full((n, 1, 1, 1), c.around == "unlabeled", device=device)
+        if c.around == "either":
+            unlabeled = torch.rand(n, 1, 1, 1, device=device) < 0.5
+        views = batch.strong_u[: self.views] or (batch.image_u,)
+
+        def mixed(view: Tensor) -> Tensor:
+            other = torch.where(unlabeled.unsqueeze(1), view[next_to], batch.image_l[around])
+            return torch.cat([batch.image_l, torch.where(own.unsqueeze(1), view[of], other)])
+
+        def said(clean: Tensor) -> Tensor:
+            return torch.where(own.unsqueeze(1), clean[of], clean[next_to])
+
+        label = batch.label_l[around].masked_fill(own | unlabeled, IGNORE)
+        learn = torch.where(own, batch.inside_u[of], unlabeled & batch.inside_u[next_to])
+        image_t = mixed(views[0])
         return _Patches(
-            torch.cat([batch.image_l, mixed]),
+            image_t,
+            mixed(views[1]) if len(views) > 1 else image_t,
             torch.cat([batch.label_l, label]),
-            own,
-            (clean_t[of], clean_s[of]),
+            learn,
+            (said(clean_t), said(clean_s)),
         )
 
 
@@ -266,10 +300,11 @@ class Pair(nn.Module):
 class _Patches:
     """A batch as DCA-MT sees it: L labelled patches, then U with unlabelled voxels."""
 
-    image: Tensor  # (L + U, C, X, Y, Z)
+    image_t: Tensor  # (L + U, C, X, Y, Z), what the teacher sees
+    image_s: Tensor  # and the student
     label: Tensor  # (L + U, X, Y, Z), IGNORE where no label is known
     learn: Tensor  # (U, X, Y, Z), the unlabelled voxels, on which the branches teach each other
-    clean: tuple[Tensor, Tensor] | None = None  # both branches' logits there, if mixed
+    clean: tuple[Tensor, Tensor] | None = None  # what both branches say of the patches unmixed
 
 
 def items(

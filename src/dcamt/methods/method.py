@@ -25,7 +25,7 @@ class Method(nn.Module):
     """How many ``predict`` averages."""
     least_side: ClassVar[int] = 1
     """Voxels that each side of a patch must have."""
-    views: ClassVar[int] = 0
+    views: int = 0
     """Strong views of each unlabelled patch that ``step`` looks at: ``Batch.strong_u``."""
 
     def __init__(self, config: Any, network: Network):
