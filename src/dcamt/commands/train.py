@@ -38,6 +38,9 @@ def train(
     config: Recipe = None,
     set: Sets = (),
     plan: PlanFile = None,
+    within: Annotated[
+        str | None, typer.Option(help="Time there is, e.g. 2h; the training is sized for it.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     quiet: Quiet = False,
 ) -> Path:
@@ -46,10 +49,13 @@ def train(
     Returns the run folder ``out``. ``labeled`` keeps that many labels and hides the rest
     (``"all"`` shows every label); ``config`` is a YAML recipe and ``set`` holds ``key=value``
     overrides of it. ``plan`` is a file with a plan (a run's config.yaml) to use in place of a new
-    one. Raises InputError for whatever the user can mend; what exists is never overwritten.
+    one. ``within``, such as 2h or 90m, chooses spacing, patch, width, batch and iterations so that
+    the command ends in that time on this machine, except those that you set. Raises InputError for
+    whatever the user can mend; what exists is never overwritten.
     """
     from dcamt.data.outputs import refuse_within_dataset
     from dcamt.runs.train import train_run
+    from dcamt.runs.within import parse_duration
 
     count = label_count(labeled)
     named = {
@@ -62,5 +68,12 @@ def train(
     dataset, out = Path(dataset), Path(out)
     refuse_within_dataset(out, dataset)
     return train_run(
-        dataset, out, resolved, optional_path(splits), count, resume=resume, quiet=quiet
+        dataset,
+        out,
+        resolved,
+        optional_path(splits),
+        count,
+        resume=resume,
+        quiet=quiet,
+        within=None if within is None else parse_duration(within),
     )

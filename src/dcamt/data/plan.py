@@ -54,17 +54,22 @@ def sixteen(patch: Patch, spacing: Triple) -> tuple[int, int, int]:
 
 
 def make_plan(
-    dataset: Dataset, found: Fingerprint, data: DataConfig, stride: StrideOf = sixteen
+    dataset: Dataset,
+    found: Fingerprint,
+    data: DataConfig,
+    stride: StrideOf = sixteen,
+    most: float = PATCH_VOXELS,
 ) -> Plan:
     """The plan; whatever ``data`` sets wins over what the fingerprint suggests.
 
-    ``stride`` tells what patches the network can take. Raises InputError for one that it cannot.
+    ``stride`` tells what patches the network can take, ``most`` how many voxels a planned one may
+    hold. Raises InputError for a patch that the network cannot take.
     """
     spacing = data.spacing or plan_spacing(found)
     crop = found.lost == 0 if data.crop is None else data.crop
     shapes = found.shapes if crop else found.whole
     shape = np.median(shapes * found.spacings / np.array(spacing), axis=0)
-    patch = data.patch or plan_patch(shape, spacing, stride)
+    patch = data.patch or plan_patch(shape, spacing, stride, most)
     step = stride(patch, spacing)
     if not fits(patch, step):
         raise InputError(
@@ -122,18 +127,21 @@ def plan_spacing(found: Fingerprint) -> tuple[float, float, float]:
 
 
 def plan_patch(
-    shape: NDArray[np.float64], spacing: Triple = (1.0, 1.0, 1.0), stride: StrideOf = sixteen
+    shape: NDArray[np.float64],
+    spacing: Triple = (1.0, 1.0, 1.0),
+    stride: StrideOf = sixteen,
+    most: float = PATCH_VOXELS,
 ) -> Patch:
     """Patch in voxels: the median volume to the nearest multiple of the network's stride.
 
-    The longest side shrinks until the patch holds at most PATCH_VOXELS. With few labels the cube
+    The longest side shrinks until the patch holds at most ``most`` voxels. With few labels the cube
     that this tends to is better than the proportions of the volume (docs/results.md).
     """
     x, y, z = (max(1, round(size)) for size in shape)
     step = stride((x, y, z), spacing)
     patch = [max(k, round(size / k) * k) for size, k in zip(shape, step, strict=True)]
-    while np.prod(patch) > PATCH_VOXELS:
-        longest = int(np.argmax(patch))
+    while np.prod(patch) > most and any(np.array(patch) > step):
+        longest = int(np.argmax(np.where(np.array(patch) > step, patch, 0)))
         patch[longest] -= step[longest]
     return patch[0], patch[1], patch[2]
 

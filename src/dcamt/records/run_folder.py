@@ -1,6 +1,7 @@
 """The files of a run folder that say what it is: its configuration, data and split."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -46,10 +47,15 @@ def refuse_existing_run(out: Path, resume: bool) -> None:
 
 
 def write_beginning(
-    out: Path, config: RunConfig, split: Split, dataset: Dataset, versions: dict[str, str]
+    out: Path,
+    config: RunConfig,
+    split: Split,
+    dataset: Dataset,
+    versions: dict[str, str],
+    notes: Sequence[str] = (),
 ) -> None:
-    """Make ``out`` a run folder."""
-    data = {"name": dataset.name, "licence": dataset.licence}
+    """Make ``out`` a run folder. ``notes``: what was chosen for the user, and why."""
+    data = {"name": dataset.name, "licence": dataset.licence, "chosen": list(notes)}
     write_text(out / "versions.json", json.dumps(versions, indent=1))
     write_text(out / "data.json", json.dumps(data, indent=1))
     write_text(out / "split.json", json.dumps(asdict(split), indent=1))

@@ -1,6 +1,6 @@
 """What a training will do, decided before its first iteration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -10,13 +10,14 @@ from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.mirror import choose_mirroring
 from dcamt.data.prepare import Prepared, prepare
 from dcamt.data.split import Split, choose_split, hide_labels
-from dcamt.data.survey import survey
+from dcamt.data.survey import fingerprint, survey
 from dcamt.errors import InputError, first_of
 from dcamt.files import same_folder
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import told_of_memory
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import check_networks, network_stride, resolve_method, resolve_network
+from dcamt.runs.within import choose_size
 
 Labels = int | Literal["all"] | None
 """How many labels to keep; None for those that the split names."""
@@ -39,10 +40,17 @@ class Planned:
 
 
 @told_of_memory("the scans do not fit", "crop them, or set a coarser data.spacing")
-def plan_run(dataset: Path, config: Config, splits: Path | None, labeled: Labels) -> Planned:
+def plan_run(
+    dataset: Path,
+    config: Config,
+    splits: Path | None,
+    labeled: Labels,
+    until: float | None = None,
+) -> Planned:
     """A run with everything filled in; writes nothing but the cache.
 
-    Raises InputError for whatever would keep the run from training.
+    With ``until`` (seconds of the monotonic clock) it is one that ends before then. Raises
+    InputError for whatever would keep the run from training.
     """
     method, network = resolve_method(config.method), resolve_network(config.network)
     if config.dataset is not None and not same_folder(config.dataset, dataset):
@@ -66,11 +74,20 @@ def plan_run(dataset: Path, config: Config, splits: Path | None, labeled: Labels
         "network": network,
     }
     planned = RunConfig(**{**dict(config), **told})
+    sized = None
+    if until is not None:
+        learnt = [look for look in seen.looks if look.name in training]
+        held_out = [look for look in seen.looks if look.name in split.val]
+        sized = choose_size(planned, config, seen.dataset, fingerprint(learnt), held_out, until)
+        planned = sized.config
     check_networks(planned)
-    ready = prepare(visible.cases, seen.plan, seen.kept)
+    ready = prepare(visible.cases, planned.plan, seen.kept)
     used = [case for case in ready if case.name in training]
     augment, why = choose_mirroring(config.train.augment, used, seen.plan.orientation)
-    train = config.train.model_copy(update={"augment": augment})
+    train = planned.train.model_copy(update={"augment": augment})
     planned = planned.model_copy(update={"train": train})
-    notes = (why,) if why else ()
-    return Planned(planned, split, seen.dataset, tuple(ready), tuple(seen.warnings), notes)
+    notes = [why] if why else []
+    if sized is not None and until is not None:
+        planned, why_so = replace(sized, config=planned).at(until)  # preparation took time as well
+        notes.append(why_so)
+    return Planned(planned, split, seen.dataset, tuple(ready), tuple(seen.warnings), tuple(notes))

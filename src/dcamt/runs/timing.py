@@ -30,6 +30,9 @@ from dcamt.types import Batch, Progress
 LATE = Progress(75, 100)
 """An iteration late in training, where every loss takes part."""
 
+_WINDOWS = 8
+"""Of the volume that is segmented: two along each axis."""
+
 _MEASURES = ("iteration_ms", "memory_mb", "volume_s")
 
 
@@ -107,6 +110,16 @@ def measure(
     }
 
 
+def measure_iteration(config: RunConfig) -> tuple[float, float]:
+    """Seconds of an iteration and of a window of ``config``, on the device that it names."""
+    subject, times = _subject(config), list[float]()
+    subject.iterate()
+    while len(times) < 3 and sum(times) < 3:
+        times.append(_timed(subject.iterate))
+    subject.segment()
+    return median(times), _timed(subject.segment) / _WINDOWS
+
+
 def cost_table(costs: Mapping[str, Any]) -> str:
     """`measure`'s result as Markdown, multiples of the first row in brackets."""
     heads = ("method", "parameters", "GMACs", "ms an iteration", "MB, peak", "s a volume")
@@ -135,7 +148,7 @@ def _with(settings: Config, method: MethodConfig) -> Config:
 
 def _subject(config: RunConfig) -> _Subject:
     """A method ready to train and to segment on the configured device."""
-    fabric = make_fabric(config.device, "auto")
+    fabric = make_fabric(config.device, config.train.precision)
     method = build_method(config)
     channels_last(method.to(fabric.device))
     update = Update(fabric, make_optimizers(method, config.train))
@@ -183,13 +196,18 @@ def _take_turns(
     for number in range(rounds + 1):
         for name, subject in subjects.items():
             for kind, work in (("iterate", subject.iterate), ("segment", subject.segment)):
-                _wait()
-                begin = time.perf_counter()
-                work()
-                _wait()
+                seconds = _timed(work)
                 if number > 0:
-                    times.setdefault((name, kind), []).append(time.perf_counter() - begin)
+                    times.setdefault((name, kind), []).append(seconds)
     return {key: tuple(values) for key, values in times.items()}
+
+
+def _timed(work: Callable[[], None]) -> float:
+    _wait()
+    begin = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - begin
 
 
 def _wait() -> None:

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -48,13 +49,17 @@ def train_run(
     labeled: Labels = None,
     resume: bool = False,
     quiet: bool = False,
+    within: float | None = None,
 ) -> Path:
     """Plan, prepare, train, segment the validation cases and write the report; returns ``out``.
 
     With ``resume`` a half-finished run goes on with its own configuration, and settings that
     contradict it are refused; otherwise a folder that holds anything is. ``labeled`` keeps so many
-    labels, ``"all"`` every one there is. Raises InputError for anything the user can mend.
+    labels, ``"all"`` every one there is. ``within`` so many seconds, the largest training that
+    this machine finishes is chosen; a run that goes on keeps its size. Raises InputError for
+    anything the user can mend.
     """
+    until = None if within is None else time.monotonic() + within
     begun = resume and has_begun(out)
     if begun:
         planned = reopen(out)
@@ -67,7 +72,7 @@ def train_run(
         if resume and not quiet:
             print(f"{out}: nothing to resume there, a new run begins", file=sys.stderr)
         versions = _versions(config)  # before the work: it refuses a device that is not there
-        planned = plan_run(dataset, config, splits, labeled)
+        planned = plan_run(dataset, config, splits, labeled, until)
         for warning in () if quiet else planned.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
         for note in () if quiet else planned.notes:
@@ -75,7 +80,9 @@ def train_run(
     with alone(out), safe_path():
         if not begun:
             refuse_existing_run(out, resume)  # another may have begun while this one planned
-            write_beginning(out, planned.config, planned.split, planned.dataset, versions)
+            write_beginning(
+                out, planned.config, planned.split, planned.dataset, versions, planned.notes
+            )
         return _train_and_report(out, planned, resume, quiet)
 
 
