@@ -18,12 +18,12 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from dcamt.config import Section
 from dcamt.losses.consistency import masked_mse
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
 from dcamt.networks.convolution import Pointwise
 from dcamt.ops.mask import random_blocks
+from dcamt.section import Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
 
