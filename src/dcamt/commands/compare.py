@@ -64,8 +64,8 @@ def compare(
     others are tested against. Each is trained with every number of labels and seed. ``labeled``
     is one number or several, and ``"all"`` adds the V-Net with all labels. What is finished in
     ``out`` is skipped. With ``init`` each starts from these weights, as in `train`. See
-    docs/comparing.md. Returns what ``out``/results.json holds; raises
-    InputError for whatever the user can mend.
+    docs/comparing.md. Returns what ``out``/results.json holds; raises InputError for whatever the
+    user can mend.
     """
     from dcamt.runs.compare import compare as run_comparison
     from dcamt.runs.design import Design, parse_rows
@@ -108,6 +108,7 @@ def ablate(
     named = {"train.iterations": iterations, "device": device}
     resolved = configuration(config, named, set, plan)
     design = Design(ablation_rows(), counts, seeds, optional_path(splits))
+    start = optional_path(init)
     start = optional_path(init)
     return run_comparison(
         Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet, init=start

@@ -22,6 +22,8 @@ LEAST = 1 / 3
 
 Other backbones share a decoder at most, the same one with other levels the fine ones."""
 _LONGEST_NAME = 200
+_MOST_CHANNELS = 1000
+"""Of an image; a file may claim any number."""
 Shape = tuple[int, ...]
 
 
@@ -70,7 +72,7 @@ def read_start(path: Path, method: Method) -> Start:
 
 
 def _is_weight(value: Tensor) -> bool:
-    """Whether it is learnt; what is counted (of layers' indices and steps) is the method's own."""
+    """Whether it is learnt; integers are counters and indices, which a method has of its own."""
     return value.is_floating_point()
 
 
@@ -124,7 +126,7 @@ def _fits(found: Shape | None, wanted: Shape, channels: int) -> bool:
     """Whether shapes are the same, but perhaps for the channels of the image."""
     if found is None or len(found) != len(wanted):
         return False
-    reads_image = len(wanted) == 5 and wanted[1] == channels and found[1] > 0
+    reads_image = len(wanted) == 5 and wanted[1] == channels and 0 < found[1] <= _MOST_CHANNELS
     return found == wanted or (reads_image and (found[0], *found[2:]) == (wanted[0], *wanted[2:]))
 
 
