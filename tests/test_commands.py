@@ -35,6 +35,7 @@ POSITIONAL = {
     "inspect": ("dataset", "splits"),
     "predict": ("run", "input", "out"),
     "prepare": ("preset", "source", "out"),
+    "pretrain": ("dataset", "out"),
     "report": ("run",),
     "train": ("dataset", "out"),
 }
@@ -91,7 +92,7 @@ def choices(name, parameter):
 
 def test_the_choices_are_those_there_are():
     device = set(get_args(Config.model_fields["device"].annotation))
-    for name in ("train", "predict", "compare", "ablate", "cost"):
+    for name in ("train", "pretrain", "predict", "compare", "ablate", "cost"):
         assert choices(name, "device") == device
     weighting = set(get_args(PredictConfig.model_fields["weighting"].annotation))
     assert choices("predict", "weighting") == weighting

@@ -25,6 +25,7 @@ __all__ = [
     "inspect",
     "predict",
     "prepare",
+    "pretrain",
     "report",
     "train",
 ]
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         inspect,
         predict,
         prepare,
+        pretrain,
         report,
         train,
     )

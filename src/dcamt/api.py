@@ -10,6 +10,7 @@ from dcamt.commands.export import export
 from dcamt.commands.inspect import inspect
 from dcamt.commands.predict import predict
 from dcamt.commands.prepare import prepare
+from dcamt.commands.pretrain import pretrain
 from dcamt.commands.report import report
 from dcamt.commands.train import train
 
@@ -25,6 +26,7 @@ __all__ = [
     "inspect",
     "predict",
     "prepare",
+    "pretrain",
     "report",
     "train",
 ]

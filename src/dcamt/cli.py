@@ -128,6 +128,7 @@ COMMANDS: dict[Callable[..., Any], Callable[..., None]] = {
     api.demo: _nothing,
     api.doctor: _findings,
     api.inspect: _inspection,
+    api.pretrain: _run,
     api.train: _run,
     api.predict: _nothing,
     api.prepare: _nothing,

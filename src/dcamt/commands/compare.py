@@ -8,6 +8,7 @@ import typer
 
 from dcamt.commands.options import (
     Dataset,
+    Init,
     Iterations,
     PathLike,
     PlanFile,
@@ -53,6 +54,7 @@ def compare(
     config: Recipe = None,
     set: Sets = (),
     plan: PlanFile = None,
+    init: Init = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
 ) -> "Results":
@@ -61,8 +63,9 @@ def compare(
     ``methods`` are names, with options as in ``"dca-mt:paste=0"``; the first one is what the
     others are tested against. Each is trained with every number of labels and seed. ``labeled``
     is one number or several, and ``"all"`` adds the V-Net with all labels. What is finished in
-    ``out`` is skipped. See docs/comparing.md. Returns what ``out``/results.json holds; raises
-    InputError for whatever the user can mend.
+    ``out`` is skipped. With ``init`` each starts from these weights, as in `train`. See
+    docs/comparing.md. Returns what ``out``/results.json holds; raises InputError for whatever the
+    user can mend.
     """
     from dcamt.runs.compare import compare as run_comparison
     from dcamt.runs.design import Design, parse_rows
@@ -71,7 +74,10 @@ def compare(
     named = {"train.iterations": iterations, "device": device}
     resolved = configuration(config, named, set, plan)
     design = Design(rows, counts, seeds, optional_path(splits))
-    return run_comparison(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)
+    start = optional_path(init)
+    return run_comparison(
+        Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet, init=start
+    )
 
 
 @command
@@ -87,6 +93,7 @@ def ablate(
     config: Recipe = None,
     set: Sets = (),
     plan: PlanFile = None,
+    init: Init = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
 ) -> "Results":
@@ -101,4 +108,8 @@ def ablate(
     named = {"train.iterations": iterations, "device": device}
     resolved = configuration(config, named, set, plan)
     design = Design(ablation_rows(), counts, seeds, optional_path(splits))
-    return run_comparison(Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet)
+    start = optional_path(init)
+    start = optional_path(init)
+    return run_comparison(
+        Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet, init=start
+    )

@@ -34,6 +34,12 @@ PlanFile = Annotated[
     PathLike | None,
     typer.Option("--plan", help="Take the plan of this file, e.g. RUN/config.yaml."),
 ]
+Init = Annotated[
+    PathLike | None,
+    typer.Option(help="Start from these weights: folder of train, pretrain, export, or a file."),
+]
+Seed = Annotated[int | None, typer.Option(help="Random seed; default 42.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Weights = Annotated[Literal["last", "best"], typer.Option(help="Last, or best on validation.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors.")]
 

@@ -7,11 +7,14 @@ import typer
 
 from dcamt.commands.options import (
     Dataset,
+    Init,
     Iterations,
     PathLike,
     PlanFile,
     Quiet,
     Recipe,
+    Resume,
+    Seed,
     Sets,
     Splits,
     TrainingDevice,
@@ -33,7 +36,7 @@ def train(
         str | int | None, typer.Option(help="Use N labels, hide the rest; or all.")
     ] = None,
     iterations: Iterations = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed; default 42.")] = None,
+    seed: Seed = None,
     device: TrainingDevice = None,
     config: Recipe = None,
     set: Sets = (),
@@ -41,7 +44,8 @@ def train(
     within: Annotated[
         str | None, typer.Option(help="Time there is, e.g. 2h; the training is sized for it.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    init: Init = None,
+    resume: Resume = False,
     quiet: Quiet = False,
 ) -> Path:
     """Train a method and leave a run folder with weights, log, validation and report.
@@ -50,8 +54,11 @@ def train(
     (``"all"`` shows every label); ``config`` is a YAML recipe and ``set`` holds ``key=value``
     overrides of it. ``plan`` is a file with a plan (a run's config.yaml) to use in place of a new
     one. ``within``, such as 2h or 90m, chooses spacing, patch, width, batch and iterations so that
-    the command ends in that time on this machine, except those that you set. Raises InputError for
-    whatever the user can mend; what exists is never overwritten.
+    the command ends in that time on this machine, except those that you set. ``init`` are weights
+    to start from: a folder of `dcamt train`, `pretrain` or `export`, or a .safetensors file of
+    theirs. What fits of the same backbone is taken, the rest drawn by the seed
+    (docs/pretraining.md). Raises InputError for whatever the user can mend; what exists is never
+    overwritten.
     """
     from dcamt.data.outputs import refuse_within_dataset
     from dcamt.runs.train import train_run
@@ -76,4 +83,5 @@ def train(
         resume=resume,
         quiet=quiet,
         within=None if within is None else parse_duration(within),
+        init=optional_path(init),
     )

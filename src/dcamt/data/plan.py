@@ -179,7 +179,10 @@ def _normalization(
     if chosen == "zscore":
         return Normalization(masked=masked)
     if len(values) == 0:
-        raise InputError("no labelled case shows a foreground voxel; label one before planning")
+        raise InputError(
+            "no labelled case shows a foreground voxel, by which intensities are scaled; label "
+            "one, or give the plan of a training (--plan RUN/config.yaml)"
+        )
     low, high = data.window or (float(q) for q in np.percentile(values, (0.5, 99.5)))
     clipped = np.clip(values.astype(np.float64), low, high)
     return Normalization(

@@ -56,6 +56,20 @@ class Prepared:
         return array
 
 
+class _WithoutLabel(Prepared):
+    """A case whose label is 0 throughout; no file is opened for it but the image's."""
+
+    @property
+    def label(self) -> NDArray[np.int8]:
+        """``(x, y, z)`` int8."""
+        return np.broadcast_to(np.int8(0), self.image.shape[1:])
+
+
+def without_label(case: Prepared) -> Prepared:
+    """``case`` as if all of it were background, for a training that has no use of labels."""
+    return _WithoutLabel(case.name, case.image_path, None)
+
+
 def cache_folder() -> Path:
     """``DCAMT_CACHE``, or ``dcamt`` in the user's cache folder.
 

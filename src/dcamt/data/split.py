@@ -16,6 +16,8 @@ from dcamt.data.formats import file_stem
 from dcamt.errors import InputError
 from dcamt.files import parse_json
 
+Labels = int | Literal["all", "none"] | None
+"""How many labels to show; None for those that the split names."""
 NUMBERED_FOLD = re.compile(r"(?P<file>.+):(?P<fold>\d{1,9})")
 """FILE:FOLD, a fold of nnU-Net's splits_final.json."""
 
@@ -33,7 +35,7 @@ class Split:
 def choose_split(
     dataset: Dataset,
     splits_file: Path | None,
-    labeled: int | Literal["all"] | None,
+    labeled: Labels,
     seed: int,
     val_fraction: float,
 ) -> Split:
@@ -41,18 +43,21 @@ def choose_split(
 
     With a splits file its lists are used, of nnU-Net's folds those of FILE:FOLD (else of fold 0);
     `labeled` = N then keeps the label of the first N of its labelled and unlabelled cases that
-    have one, "all" every label there is. Without it, a share `val_fraction` of the labelled cases
+    have one, "all" every label there is, and "none" leaves no case but those, all unlabelled, with
+    or without a label file. Without it, a share `val_fraction` of the labelled cases
     validates (at least one of five or more), and N of the others, drawn by `seed`, are labelled:
     more labels extend the same draw, and validation stays the same.
     Raises InputError for unusable files and counts.
     """
     number = isinstance(labeled, Integral) and not isinstance(labeled, bool) and labeled >= 1
-    if labeled not in (None, "all") and not number:
+    if labeled not in (None, "all", "none") and not number:
         raise InputError(
             f"labelled cases asked for: {labeled!r}; give a whole number of at least 1, or all"
         )
     if not 0 <= val_fraction < 1:
         raise InputError(f"the share of validation cases is {val_fraction}; give 0 <= share < 1")
+    if labeled == "none":
+        return _without_labels(dataset, splits_file, seed, val_fraction)
     if all(case.label is None for case in dataset.cases):
         raise InputError(no_label(dataset.root))
     if splits_file is None:
@@ -66,6 +71,21 @@ def choose_split(
             "label of more, or take fewer cases for validation"
         )
     return split
+
+
+def _without_labels(
+    dataset: Dataset, splits_file: Path | None, seed: int, val_fraction: float
+) -> Split:
+    """The cases that train, all unlabelled; those that validate or test are left out."""
+    if splits_file is None:
+        split = _draw_split(dataset, None, seed, val_fraction)
+    else:
+        split = _read_splits(dataset, splits_file, needs_labels=False)
+    training = {*split.labeled, *split.unlabeled} - {*split.val, *split.test}
+    names = tuple(case.name for case in dataset.cases if case.name in training)
+    if not names:
+        raise InputError(f"{splits_file or dataset.root}: no case is left to train on")
+    return Split((), names, ())
 
 
 def hide_labels(dataset: Dataset, split: Split) -> Dataset:
@@ -84,13 +104,14 @@ def hide_labels(dataset: Dataset, split: Split) -> Dataset:
     return replace(dataset, cases=tuple(cases))
 
 
-def _read_splits(dataset: Dataset, path: Path) -> Split:
+def _read_splits(dataset: Dataset, path: Path, needs_labels: bool = True) -> Split:
     """The lists of a splits file, checked against the data set."""
     numbered = None if path.exists() else NUMBERED_FOLD.fullmatch(str(path))
     file = Path(numbered["file"]) if numbered else path
     content = parse_json(file)
     if isinstance(content, list):
-        return _read_fold(dataset, file, content, int(numbered["fold"]) if numbered else 0)
+        fold = int(numbered["fold"]) if numbered else 0
+        return _read_fold(dataset, file, content, fold, needs_labels)
     if numbered:
         raise InputError(f"{file}: holds no folds; leave out :{numbered['fold']}")
     if not isinstance(content, dict):
@@ -104,11 +125,13 @@ def _read_splits(dataset: Dataset, path: Path) -> Split:
             "lists labeled, unlabeled, val and, if wanted, test"
         )
     lists = {key: _case_names(file, key, names) for key, names in content.items()}
-    _check_splits(dataset, file, lists)
+    _check_splits(dataset, file, lists, needs_labels)
     return Split(**lists)
 
 
-def _read_fold(dataset: Dataset, path: Path, folds: list[Any], fold: int) -> Split:
+def _read_fold(
+    dataset: Dataset, path: Path, folds: list[Any], fold: int, needs_labels: bool
+) -> Split:
     """One fold of nnU-Net's splits_final.json: a list of {"train": [...], "val": [...]}.
 
     nnU-Net knows no unlabelled cases; they are all those without a label.
@@ -122,7 +145,7 @@ def _read_fold(dataset: Dataset, path: Path, folds: list[Any], fold: int) -> Spl
             "splits_final.json"
         )
     lists = {key: _case_names(path, key, content[key]) for key in ("train", "val")}
-    _check_splits(dataset, path, lists)
+    _check_splits(dataset, path, lists, needs_labels)
     unlabeled = tuple(case.name for case in dataset.cases if case.label is None)
     return Split(lists["train"], unlabeled, lists["val"])
 
@@ -133,7 +156,9 @@ def _case_names(path: Path, key: str, names: Any) -> tuple[str, ...]:
     return tuple(case_name(file_stem(name) or name) for name in names)
 
 
-def _check_splits(dataset: Dataset, path: Path, lists: dict[str, tuple[str, ...]]) -> None:
+def _check_splits(
+    dataset: Dataset, path: Path, lists: dict[str, tuple[str, ...]], needs_labels: bool
+) -> None:
     has_label = {case.name: case.label is not None for case in dataset.cases}
     names = [name for key in lists for name in lists[key]]
     unknown = [name for name in names if name not in has_label]
@@ -145,7 +170,7 @@ def _check_splits(dataset: Dataset, path: Path, lists: dict[str, tuple[str, ...]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(f"{path}: {_some(repeated)} listed more than once; list each case once")
-    for key in ("labeled", "train", "val", "test"):
+    for key in ("labeled", "train", "val", "test") if needs_labels else ():
         bare = [name for name in lists.get(key, ()) if not has_label[name]]
         if bare:
             raise InputError(

@@ -53,13 +53,15 @@ def survey(
     stride: StrideOf = sixteen,
     intensities: bool = False,
     keep: bool = False,
+    labels: bool = True,
 ) -> Survey:
     """Look at every case of ``dataset``, whose hidden labels are left out already.
 
     ``training`` names the cases that are planned for and learnt from; the others validate.
     ``plan`` is taken in place of one of our own, for a network of that ``stride``. With
     ``intensities`` those are summed up, too; with ``keep`` volumes stay in memory, up to a share of
-    it. Raises nothing for bad files: they are among the errors.
+    it. Without ``labels`` none is asked for, and classes that nothing names are given a name.
+    Raises nothing for bad files: they are among the errors.
     """
     room = Room(KEPT * free_memory() if keep else 0.0)
 
@@ -69,7 +71,10 @@ def survey(
     with ThreadPoolExecutor(VOLUMES_AT_ONCE) as pool:
         looks = tuple(pool.map(at, dataset.cases))
     errors: list[str] = []
-    dataset, of_classes = _with_classes(dataset, looks)
+    if labels:
+        dataset, of_classes = _with_classes(dataset, looks)
+    else:
+        dataset, of_classes = _with_any_classes(dataset, plan), []
     dataset, of_channels = _with_channels(dataset, looks)
     for case, look in zip(dataset.cases, looks, strict=True):
         errors += look.errors
@@ -78,7 +83,8 @@ def survey(
                 count = len(dataset.classes)
                 check_label_values(look.label_voxels, count, dataset.ignore, case.label)
     learnt = [look for look in looks if look.name in training]
-    warnings = [*dataset.notes, *_remarks(looks), *_never_shown(dataset, learnt)]
+    warnings = [*dataset.notes, *_remarks(looks)]
+    warnings += _never_shown(dataset, learnt) if labels else []
     errors += of_channels + of_classes + _nothing_shown(dataset, learnt)
     chosen: Plan | None = None
     if not errors:
@@ -156,6 +162,13 @@ def _with_classes(dataset: Dataset, looks: Sequence[Look]) -> tuple[Dataset, lis
         return replace(dataset, classes=classes_from_values(values, dataset.root)), []
     except InputError as error:
         return dataset, [str(error)]
+
+
+def _with_any_classes(dataset: Dataset, plan: Plan | None) -> Dataset:
+    """The data set with classes for a training that has no use of them, which a plan must have."""
+    if dataset.classes:
+        return dataset
+    return replace(dataset, classes=plan.classes if plan else ("background", "unknown"))
 
 
 def _with_channels(dataset: Dataset, looks: Sequence[Look]) -> tuple[Dataset, list[str]]:

@@ -102,7 +102,7 @@ def load(
         raise InputError(f"{path}: holds weights alone, or is damaged; a run cannot go on from it")
     weights: dict[str, Tensor] = {}
     try:
-        for part in _parts(path):
+        for part in files_of(path):
             with safe_open(part, "pt") as file:
                 names = [name for name in file.keys() if not _is_state(name)]  # noqa: SIM118
                 weights |= {name: file.get_tensor(name) for name in names}
@@ -122,11 +122,7 @@ def check(path: Path, method: Method) -> dict[str, Any]:
 
     Reads headers only, and needs no more of ``method`` than shapes: it may be on "meta".
     """
-    found: dict[str, tuple[int, ...]] = {}
-    state: dict[str, Any] = {}
-    for part in _parts(path):
-        shapes, state = _header(part)
-        found |= {name: shape for name, shape in shapes.items() if not _is_state(name)}
+    found, state = weights_in(path)
     wanted = {name: tuple(value.shape) for name, value in method.state_dict().items()}
     if found != wanted:
         differ = sum(found[name] != wanted[name] for name in found.keys() & wanted.keys())
@@ -138,19 +134,32 @@ def check(path: Path, method: Method) -> dict[str, Any]:
     return state
 
 
-def _parts(path: Path) -> list[Path]:
+def weights_in(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Shapes of the weights of a checkpoint, by name, and its state; reads headers only.
+
+    Raises InputError if a file is missing, broken or not ours.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    state: dict[str, Any] = {}
+    for part in files_of(path):
+        shapes, state = _header(part)
+        found |= {name: shape for name, shape in shapes.items() if not _is_state(name)}
+    return found, state
+
+
+def files_of(path: Path) -> list[Path]:
     """The files of a checkpoint; InputError if some of several are missing."""
     number = re.compile(rf"{re.escape(path.stem)}-\d+-of-(\d{{1,6}})")
     counts = {found[1] for p in path.parent.glob("*") if (found := number.fullmatch(p.stem))}
     if path.exists() or not counts:
         return [path]
     (count, *others) = sorted(int(c) for c in counts)
-    parts = [path.with_name(name) for name in _part_names(path.name, int(count))]
-    absent = [part.name for part in parts if not part.exists()]
+    named = [path.with_name(name) for name in _part_names(path.name, int(count))]
+    absent = [part.name for part in named if not part.exists()]
     if absent or others:
         what = f"{absent[0]} is missing" if absent else "parts of two exports are mixed"
         raise InputError(f"{path}: its parts are not complete ({what}); copy all of them again")
-    return parts
+    return named
 
 
 def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:

@@ -23,8 +23,13 @@ from dcamt.methods.method import Method
 from dcamt.networks import BACKBONES
 from dcamt.networks.backbone import Backbone, Network, Stride, common_stride
 from dcamt.networks.convolution import take_fast_convolutions
+from dcamt.pretraining import MaskedReconstruction
 from dcamt.records.run_folder import RunConfig, read_config
 from dcamt.section import Section
+
+PRETRAINING: dict[str, type[Method]] = {"masked-reconstruction": MaskedReconstruction}
+"""What `dcamt pretrain` trains, by its name in the configuration. It segments nothing."""
+_KINDS = {**METHODS, **PRETRAINING}
 
 
 def build_method(config: RunConfig) -> Method:
@@ -35,7 +40,7 @@ def build_method(config: RunConfig) -> Method:
     options = _method_options(config.method)
     network = make_network(config.network, config.plan)
     torch.manual_seed(config.seed)
-    return METHODS[config.method.name](options, network)
+    return _KINDS[config.method.name](options, network)
 
 
 def make_network(configured: NetworkConfig, plan: Plan) -> Network:
@@ -94,7 +99,7 @@ def resolve_network(network: AnyBackbone) -> AnyBackbone:
 def backbones(config: Config) -> dict[str, type[Backbone]]:
     """The backbones that the configured method builds, by name; InputError if one is unknown."""
     options = _method_options(config.method)
-    kind = METHODS[config.method.name]
+    kind = _KINDS[config.method.name]
     names = [resolve_network(each).name for each in kind.backbones(options, config.network)]
     return {name: BACKBONES[name] for name in names}
 
@@ -112,7 +117,7 @@ def check_networks(config: RunConfig) -> None:
         raise InputError(
             f"data.patch = {list(plan.patch)}: every side must be a multiple of {multiples(stride)}"
         )
-    least = METHODS[config.method.name].least_side
+    least = _KINDS[config.method.name].least_side
     if min(plan.patch) < least:
         raise InputError(
             f"method {config.method.name}: data.patch = {list(plan.patch)}: each side must have at "
@@ -140,16 +145,29 @@ def resolve_method(method: MethodConfig) -> MethodConfig:
     return MethodConfig.model_validate({"name": method.name, **options})
 
 
+def check_segments(method: MethodConfig, run: Path | None = None) -> None:
+    """InputError if ``method``, perhaps that of a run folder, is no method of segmentation."""
+    if method.name not in PRETRAINING:
+        return
+    if run is None:
+        raise InputError(f"method {method.name} segments nothing; it is for `dcamt pretrain`")
+    raise InputError(
+        f"{run}: holds weights of `dcamt pretrain`, which segment nothing; train from them with "
+        "`dcamt train --init`"
+    )
+
+
 def _method_options(method: MethodConfig) -> Section:
-    if method.name not in METHODS:
+    if method.name not in _KINDS:
         known = ", ".join(sorted(METHODS))
         raise InputError(f"method {method.name[:50]!r} is unknown; known methods: {known}")
-    return validated(METHODS[method.name].Config, method.options, f"method {method.name}")
+    return validated(_KINDS[method.name].Config, method.options, f"method {method.name}")
 
 
 def load_run(run: Path, weights: str = "last") -> tuple[RunConfig, Method]:
     """A trained run: its configuration and its method with ``last`` or ``best`` weights."""
     config = read_config(run)
+    check_segments(config.method, run)
     check_fit(config, run / f"{weights}.safetensors")
     method = build_method(config)
     checkpoint.load(run / f"{weights}.safetensors", method)

@@ -15,7 +15,8 @@ from dcamt.records.finished_run import FinishedRun, SplitPart, read_run
 from dcamt.records.run_folder import read_config
 from dcamt.records.scores import Scores, Summary, class_summary
 from dcamt.reporting.values import DASH, heading, with_spread
-from dcamt.runs.build import build_method
+from dcamt.runs.build import build_method, check_segments
+from dcamt.runs.init import KEY
 from dcamt.wording import number_of, percent
 
 LONGEST_LICENCE = 200
@@ -46,6 +47,7 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
                 "one method, configuration and split"
             )
     config, *others = (read_config(run.folder) for run in runs)
+    check_segments(config.method, first.folder)
     plan, train = config.plan, config.train
     with torch.device("meta"):
         method = build_method(config)
@@ -86,8 +88,11 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
                 "method's options": _options(config.method.options),
                 "network": _network(config.network),
                 "seeds": ", ".join(map(str, seeds)),
+                "started from": first.versions.get(KEY, "random weights"),
                 "weights": _CHOSEN[weights],
-                "computed with": ", ".join(f"{k} {v}" for k, v in first.versions.items()),
+                "computed with": ", ".join(
+                    f"{k} {v}" for k, v in first.versions.items() if k != KEY
+                ),
             }
         ),
         "## Figures",
@@ -102,7 +107,8 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
 
 
 def _settings(run: FinishedRun) -> dict[str, Any]:
-    return {key: value for key, value in run.config.items() if key != "seed"}
+    kept = {key: value for key, value in run.config.items() if key != "seed"}
+    return {**kept, KEY: run.versions.get(KEY)}
 
 
 def _description(run: FinishedRun) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.split import Split
 from dcamt.engine.device import choose_device
 from dcamt.errors import InputError
+from dcamt.escape import printable
 from dcamt.evaluation.metrics import METRICS
 from dcamt.files import (
     alone,
@@ -40,6 +41,7 @@ from dcamt.records.scores import read_scores
 from dcamt.reporting.terminal import plain_console
 from dcamt.runs.collect import collect, write_results
 from dcamt.runs.design import Cases, Design, PlannedRun, choose_cases, list_runs, refuse_twins
+from dcamt.runs.init import find_weights, record_of, refuse_other_start, told_of_start
 from dcamt.runs.jobs import Job, places, run_jobs
 from dcamt.runs.plan import plan_run
 from dcamt.runs.resume import refuse_changes
@@ -54,12 +56,14 @@ def compare(
     *,
     jobs: int | None = None,
     quiet: bool = False,
+    init: Path | None = None,
 ) -> Results:
     """Train, segment and score what ``design`` asks for and write tables and figures to ``out``.
 
     Runs that are finished are skipped, others continued. ``config.seed`` decides the split if no
     splits file does. Options of ``config.method`` go to the rows of that method. ``jobs`` runs are
-    trained at once; None for one a core on a CPU and one a GPU otherwise.
+    trained at once; None for one a core on a CPU and one a GPU otherwise. Every run starts from the
+    weights ``init``, where that is given.
 
     Returns what ``out``/results.json holds. Raises InputError for what the user can mend, before
     anything is trained where that can be told, and Interrupted after saving on a signal.
@@ -76,13 +80,20 @@ def compare(
     refuse_twins([c.name for c in cases])
     runs = list_runs(found, out, design, cases, config)
     _refuse_foreign(out)
+    weights = None if init is None else find_weights(init)
+    record = None if weights is None else record_of(weights)
     for run in runs:
-        _refuse_other(run)
+        _refuse_other(run, record)
+    told: dict[str, None] = {}
     for count, c in zip(design.counts, cases, strict=True):
         begun = [has_begun(r.folder) for r in runs if r.cases is c]
         if not all(begun):
             # Refuses what training would, and prepares the volumes before many want them at once.
-            plan_run(dataset, config, design.splits, count)
+            planned = plan_run(dataset, config, design.splits, count)
+            if weights is not None:
+                told |= dict.fromkeys(told_of_start(weights, planned.config, planned.split)[1:])
+    for warning in told:
+        console.print(printable(warning))
     with alone(out) as lock:
         refuse_links(out, ("runs", "logs", "splits", "test-scans"))
         for run in runs:
@@ -97,7 +108,7 @@ def compare(
         )
         by_name = {run.folder.name: run for run in todo}
         progress = _Progress(console, len(todo), by_name)
-        command = [_job(run, out) for run in todo]
+        command = [_job(run, out, init) for run in todo]
         failed = run_jobs(command, environments, progress, keep_open=(lock,))
         if failed:
             name, line = next(iter(failed.items()))
@@ -120,8 +131,8 @@ def _refuse_foreign(out: Path) -> None:
     refuse_existing(out, ours, kind="comparison")
 
 
-def _refuse_other(run: PlannedRun) -> None:
-    """InputError if the folder of ``run`` was begun with other settings or cases."""
+def _refuse_other(run: PlannedRun, record: str | None) -> None:
+    """InputError if the folder of ``run`` was begun with other settings, cases or weights."""
     if not has_begun(run.folder):
         return
     begun = load_config(run.folder / CONFIG)
@@ -131,6 +142,7 @@ def _refuse_other(run: PlannedRun) -> None:
             "or a link to it back there, or start a new comparison in another --out"
         )
     refuse_changes(run.config.model_copy(update={"dataset": begun.dataset}), begun, run.folder)
+    refuse_other_start(run.folder, record, strict=True)
     kept = read_json(run.folder / "split.json")
     if kept != json.loads(_dump(run.cases.split)):
         raise InputError(
@@ -165,7 +177,7 @@ def _dump(split: Split) -> str:
 # -------------------------------------------------------------------------------------- running
 
 
-def _job(run: PlannedRun, out: Path) -> Job:
+def _job(run: PlannedRun, out: Path, init: Path | None) -> Job:
     """The commands that make a run: the ones a user would type."""
     dcamt = (sys.executable, "-m", "dcamt")
     dataset, folder = str(run.dataset), str(run.folder)
@@ -177,6 +189,7 @@ def _job(run: PlannedRun, out: Path) -> Job:
         "--method", run.config.method.name, "--seed", str(run.seed),
         *(part for change in changes for part in ("--set", change)),
         *(("--plan", str(out / "plan.yaml")) if run.config.plan is not None else ()),
+        *(("--init", str(init)) if init is not None else ()),
     )  # fmt: skip
     commands = [train]
     if run.cases.scored == "test":

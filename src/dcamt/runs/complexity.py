@@ -13,7 +13,7 @@ from dcamt.errors import InputError
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
-from dcamt.runs.build import build_method, network_stride
+from dcamt.runs.build import build_method, check_segments, network_stride
 
 
 def method_cost(
@@ -55,6 +55,7 @@ def with_plan(
     ):
         if value is not None and value < least:
             raise InputError(f"--{name} {value}: ask for at least {least}")
+    check_segments(config.method)
     spacing = config.data.spacing or (1.0, 1.0, 1.0)
     sides = (*patch, 1, 1, 1)[:3]
     stride = network_stride(config, (sides[0], sides[1], sides[2]), spacing)

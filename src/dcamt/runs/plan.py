@@ -3,13 +3,12 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from dcamt.config import Config
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.mirror import choose_mirroring
 from dcamt.data.prepare import Prepared, prepare
-from dcamt.data.split import Split, choose_split, hide_labels
+from dcamt.data.split import Labels, Split, choose_split, hide_labels
 from dcamt.data.survey import fingerprint, survey
 from dcamt.errors import InputError, first_of
 from dcamt.files import same_folder
@@ -18,9 +17,6 @@ from dcamt.memory import told_of_memory
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import check_networks, network_stride, resolve_method, resolve_network
 from dcamt.runs.within import choose_size
-
-Labels = int | Literal["all"] | None
-"""How many labels to keep; None for those that the split names."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,15 @@ def plan_run(
     visible = hide_labels(found, split)
     training = (*split.labeled, *split.unlabeled)
     stride = partial(network_stride, config)
-    seen = survey(visible, training, config.data, plan=config.plan, stride=stride, keep=True)
+    seen = survey(
+        visible,
+        training,
+        config.data,
+        plan=config.plan,
+        stride=stride,
+        keep=True,
+        labels=labeled != "none",
+    )
     if seen.plan is None:
         raise first_of(seen.errors)
     window_overlap(seen.plan.patch, config.predict)  # refuses a stride that skips voxels

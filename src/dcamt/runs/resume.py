@@ -7,12 +7,12 @@ from typing import Any
 from dcamt.config import Config, MethodConfig
 from dcamt.data.dataset import read_dataset
 from dcamt.data.prepare import prepare
-from dcamt.data.split import choose_split, hide_labels
+from dcamt.data.split import Labels, choose_split, hide_labels
 from dcamt.errors import InputError
 from dcamt.files import same_folder
 from dcamt.records.run_folder import CONFIG, read_config, read_split
 from dcamt.runs.build import resolve_method
-from dcamt.runs.plan import Labels, Planned
+from dcamt.runs.plan import Planned
 
 _CHOSEN = ("train.augment.flip", "train.augment.rotate")
 
@@ -80,7 +80,7 @@ def refuse_other_cases(
         found = read_dataset(root)
         same = all(found.case(name).label is None for name in split.unlabeled)
     else:  # cases may have been added since they were drawn
-        same = labeled is None or labeled == len(split.labeled)
+        same = labeled in (None, "none", len(split.labeled))
     if not same:
         raise InputError(
             f"{run}: was begun with other cases; leave out --splits and --labeled to resume, or "

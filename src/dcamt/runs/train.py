@@ -12,9 +12,12 @@ from lightning_fabric import Fabric
 
 from dcamt.config import Config
 from dcamt.data.patches import Batches
+from dcamt.data.prepare import without_label
+from dcamt.data.split import Labels
 from dcamt.engine.device import check_sharing, choose_device, make_fabric
 from dcamt.engine.launch import launch_processes
 from dcamt.engine.train import train
+from dcamt.engine.transfer import read_start
 from dcamt.errors import CannotHold, InputError
 from dcamt.escape import printable
 from dcamt.evaluation.evaluate import evaluate_files
@@ -27,8 +30,9 @@ from dcamt.methods.method import Method
 from dcamt.processes import safe_path
 from dcamt.records.run_folder import has_begun, refuse_existing_run, write_beginning
 from dcamt.reporting.report import write_report
-from dcamt.runs.build import build_method, check_fit, load_run
-from dcamt.runs.plan import Labels, Planned, plan_run
+from dcamt.runs.build import build_method, check_fit, check_segments, load_run
+from dcamt.runs.init import KEY, find_weights, record_of, refuse_other_start, told_of_start
+from dcamt.runs.plan import Planned, plan_run
 from dcamt.runs.resume import refuse_changes, refuse_other_cases, reopen
 
 _WRITTEN = ("log.csv", "tensorboard", "validation")
@@ -50,21 +54,28 @@ def train_run(
     resume: bool = False,
     quiet: bool = False,
     within: float | None = None,
+    init: Path | None = None,
 ) -> Path:
     """Plan, prepare, train, segment the validation cases and write the report; returns ``out``.
 
     With ``resume`` a half-finished run goes on with its own configuration, and settings that
     contradict it are refused; otherwise a folder that holds anything is. ``labeled`` keeps so many
-    labels, ``"all"`` every one there is. ``within`` so many seconds, the largest training that
-    this machine finishes is chosen; a run that goes on keeps its size. Raises InputError for
-    anything the user can mend.
+    labels, ``"all"`` every one there is, and ``"none"`` none, to pre-train. ``within`` so many
+    seconds, the largest training that this machine finishes is chosen; a run that goes on keeps its
+    size. ``init`` is a folder or a file of weights to start from. Raises InputError for anything
+    the user can mend.
     """
     until = None if within is None else time.monotonic() + within
     begun = resume and has_begun(out)
+    weights = None if init is None else find_weights(init)
+    record = None if weights is None else record_of(weights)
     if begun:
         planned = reopen(out)
+        if labeled != "none":
+            check_segments(planned.config.method, out)
         refuse_changes(config, planned.config, out)
         refuse_other_cases(out, planned, dataset, splits, labeled)
+        refuse_other_start(out, record)
     elif dataset is None:
         raise InputError("no data set is named; give its folder")
     else:
@@ -72,21 +83,31 @@ def train_run(
         if resume and not quiet:
             print(f"{out}: nothing to resume there, a new run begins", file=sys.stderr)
         versions = _versions(config)  # before the work: it refuses a device that is not there
+        versions |= {} if record is None else {KEY: record}
+        if labeled != "none":
+            check_segments(config.method)
         planned = plan_run(dataset, config, splits, labeled, until)
         for warning in () if quiet else planned.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
         for note in () if quiet else planned.notes:
             print(printable(note), file=sys.stderr)
+    if resume and (out / "last.safetensors").exists():
+        weights = None  # the checkpoint rules
+    told = [] if weights is None else told_of_start(weights, planned.config, planned.split)
+    for line in () if quiet else told:
+        print(printable(line), file=sys.stderr)
     with alone(out), safe_path():
         if not begun:
             refuse_existing_run(out, resume)  # another may have begun while this one planned
             write_beginning(
                 out, planned.config, planned.split, planned.dataset, versions, planned.notes
             )
-        return _train_and_report(out, planned, resume, quiet)
+        return _train_and_report(out, planned, resume, quiet, weights)
 
 
-def _train_and_report(out: Path, planned: Planned, resume: bool, quiet: bool) -> Path:
+def _train_and_report(
+    out: Path, planned: Planned, resume: bool, quiet: bool, weights: Path | None
+) -> Path:
     """Train in a run folder that has its configuration and split."""
     config = planned.config
     check_sharing(config.train)
@@ -95,7 +116,7 @@ def _train_and_report(out: Path, planned: Planned, resume: bool, quiet: bool) ->
     if resume and (out / "last.safetensors").exists():
         check_fit(config, out / "last.safetensors")
     fabric = make_fabric(config.device, config.train.precision, config.train.devices)
-    work = partial(_train, planned=planned, out=out, resume=resume, quiet=quiet)
+    work = partial(_train, planned=planned, out=out, resume=resume, quiet=quiet, weights=weights)
     if config.train.devices == 1:
         fabric.launch(work)
     else:
@@ -107,14 +128,24 @@ def _train_and_report(out: Path, planned: Planned, resume: bool, quiet: bool) ->
 
 
 @told_of_memory("this training does not fit", _LOWER)
-def _train(fabric: Fabric, planned: Planned, out: Path, resume: bool, quiet: bool) -> None:
+def _train(
+    fabric: Fabric,
+    planned: Planned,
+    out: Path,
+    resume: bool,
+    quiet: bool,
+    weights: Path | None,
+) -> None:
     """What each process does."""
     config, split = planned.config, planned.split
     ready = {case.name: case for case in planned.ready}
     method = build_method(config)
+    if weights is not None:
+        method.load_state_dict(read_start(weights, method).weights, strict=False)
+    unlabeled = [ready[name] for name in split.unlabeled]
     batches = Batches(
-        [ready[name] for name in split.labeled],
-        [ready[name] for name in split.unlabeled],
+        [ready[name] for name in split.labeled] or [without_label(case) for case in unlabeled],
+        unlabeled,
         config.plan.patch,
         config.train,
         config.seed,
