@@ -74,7 +74,9 @@ def start(ready, tmp_path):
         if change is not None:
             step = method.step
             method.step = lambda batch, at, update: change(step, method, batch, at, update)
-        batches = Batches(labelled, unlabelled, plan.patch, config.train, config.seed)
+        batches = Batches(
+            labelled, unlabelled, plan.patch, config.train, config.seed, views=method.views
+        )
         run = tmp_path / name
         run.mkdir(exist_ok=True)
         fabric = make_fabric("cpu", "32-true")

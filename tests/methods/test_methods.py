@@ -34,6 +34,8 @@ VARIANTS += [
     ("dca-mt", {"temperature": 2.0, "bandwidths": [0.5, 1, 2]}),
     ("dual-teacher", {"threshold": 0.5}),
     ("dual-teacher", {"threshold": 0.5, "epoch": 0.9}),  # LATE is in the second one's turn
+    ("ad-mt", {"threshold": 0.5, "turn": 1}),  # LATE is in the first one's turn
+    ("ad-mt", {"threshold": 0.5}),  # and here in the second one's
 ]
 every_variant = pytest.mark.parametrize(
     ("name", "options"),
@@ -187,6 +189,8 @@ class Pointwise(nn.Module):
         (METHODS["co-bionet"], {}, True),
         (METHODS["dual-teacher"], {"threshold": 0.5}, True),
         (METHODS["dual-teacher"], {"threshold": 0.5, "epoch": 0.9}, True),
+        (METHODS["ad-mt"], {"threshold": 0.5, "turn": 1}, True),  # LATE is in the first one's turn
+        (METHODS["ad-mt"], {"threshold": 0.5}, True),  # and here in the second one's
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),
@@ -204,7 +208,7 @@ def test_what_lies_in_the_padding_teaches_nothing(
     batch.inside_u[1] = True
     batch.label_l[0, STRIDE:] = IGNORE
     batch.label_l[1] = batch.label_l[1].clamp(min=0)
-    image = batch.image_l if side == "labelled" else batch.image_u
+    images = [batch.image_l] if side == "labelled" else [batch.image_u, *batch.strong_u]
 
     def outcome() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         torch.manual_seed(0)
@@ -213,16 +217,19 @@ def test_what_lies_in_the_padding_teaches_nothing(
         terms = method.step(batch, LATE, plain_update(method))
         return {name: term.detach() for name, term in terms.items()}, weights(method)
 
-    image[0, :, STRIDE:] = 0.0
+    for image in images:
+        image[0, :, STRIDE:] = 0.0
     terms, trained = outcome()
-    image[0, :, STRIDE:] = 3.0
+    for image in images:
+        image[0, :, STRIDE:] = 3.0
     again = outcome()
     for name in terms:
         torch.testing.assert_close(again[0][name], terms[name])
     for key in trained:
         torch.testing.assert_close(again[1][key], trained[key], atol=1e-6, rtol=1e-5)
     # That says something only where real voxels do count.
-    image[0, :, :STRIDE] += 1.0
+    for image in images:
+        image[0, :, :STRIDE] += 1.0
     counts = any(not torch.allclose(term, terms[name]) for name, term in outcome()[0].items())
     assert counts == (side == "labelled" or reads_unlabelled)
 

@@ -1,5 +1,6 @@
 """Every training method by its name on the command line. To add one: docs/adding-a-method.md."""
 
+from dcamt.methods.ad_mt import ADMT
 from dcamt.methods.bcp import BCP
 from dcamt.methods.co_bionet import CoBioNet
 from dcamt.methods.cpcl import CPCL
@@ -19,6 +20,7 @@ from dcamt.methods.ua_mt import UAMT
 from dcamt.methods.vnet import Supervised
 
 METHODS: dict[str, type[Method]] = {
+    "ad-mt": ADMT,
     "bcp": BCP,
     "co-bionet": CoBioNet,
     "cpcl": CPCL,

@@ -21,6 +21,26 @@ def random_box(shape: Sequence[int], share: float, device: torch.device) -> Tens
     return mask
 
 
+def cutmix(inside: Tensor, sides: Tensor) -> Tensor:
+    """What each patch takes from the one before it: a bool mask ``(U, X, Y, Z)``, a box in each.
+
+    ``sides`` ``(U,)`` are shares of each side of a patch; 0 is no box. Padding, False in ``inside``
+    ``(U, X, Y, Z)``, is neither taken nor painted over. Yun et al., "CutMix", ICCV 2019.
+    """
+    shape, device = inside.shape[1:], inside.device
+    boxes = [random_box(shape, side, device) & (side > 0) for side in sides.tolist()]
+    return torch.stack(boxes) & inside & inside.roll(1, 0)
+
+
+def paste(values: Tensor, taken: Tensor) -> Tensor:
+    """``values`` of every patch, ``(U, X, Y, Z)`` or ``(U, ?, X, Y, Z)``, mixed as ``cutmix`` says.
+
+    Those where ``taken`` ``(U, X, Y, Z)`` holds are those of the patch before it.
+    """
+    where = taken if values.ndim == taken.ndim else taken.unsqueeze(1)
+    return torch.where(where, values.roll(1, 0), values)
+
+
 def random_classes(label: Tensor, classes: int) -> Tensor:
     """A bool mask ``(B, X, Y, Z)`` of half of the classes of each patch, drawn at random.
 
