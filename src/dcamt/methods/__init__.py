@@ -5,6 +5,7 @@ from dcamt.methods.bcp import BCP
 from dcamt.methods.co_bionet import CoBioNet
 from dcamt.methods.cpcl import CPCL
 from dcamt.methods.cps import CPS
+from dcamt.methods.crossmatch import CrossMatch
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.dtc import DTC
 from dcamt.methods.dual_teacher import DualTeacher
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "co-bionet": CoBioNet,
     "cpcl": CPCL,
     "cps": CPS,
+    "crossmatch": CrossMatch,
     "dca-mt": DCAMT,
     "dtc": DTC,
     "dual-teacher": DualTeacher,
