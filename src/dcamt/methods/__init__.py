@@ -9,6 +9,7 @@ from dcamt.methods.crossmatch import CrossMatch
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.dtc import DTC
 from dcamt.methods.dual_teacher import DualTeacher
+from dcamt.methods.dualfete import DualFete
 from dcamt.methods.evil import EVIL
 from dcamt.methods.ga import GA
 from dcamt.methods.mcf import MCF
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "dca-mt": DCAMT,
     "dtc": DTC,
     "dual-teacher": DualTeacher,
+    "dualfete": DualFete,
     "evil": EVIL,
     "ga": GA,
     "mcf": MCF,
