@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
-from dcamt.methods import METHODS, mcf
+from dcamt.methods import METHODS, mcf, sdcl
 from dcamt.methods.dca_mt import DCAMT
 from dcamt.methods.mean_teacher import MeanTeacher
 from dcamt.methods.method import Method, ema_, frozen_copy
@@ -200,6 +200,7 @@ class Pointwise(nn.Module):
         (METHODS["ad-mt"], {"threshold": 0.5}, True),  # and here in the second one's
         (METHODS["crossmatch"], {}, True),
         (METHODS["dualfete"], {"threshold": 0.5, "boxes": 1}, True),
+        (METHODS["sdcl"], {}, True),
         (DCAMT, {"components": "base"}, False),
         (DCAMT, {"components": "loss"}, True),
         (DCAMT, {"components": "mutual"}, True),
@@ -212,7 +213,8 @@ def test_what_lies_in_the_padding_teaches_nothing(
     kind, options, reads_unlabelled, side, plain_update, weights, batch, monkeypatch
 ) -> None:
     """Whatever fills the padded half of a patch, terms and trained weights are the same."""
-    monkeypatch.setattr(mcf, "ResNet34", lambda *_: Pointwise())
+    for module in (mcf, sdcl):
+        monkeypatch.setattr(module, "ResNet34", lambda *_: Pointwise())
     batch.inside_u[0, STRIDE:] = False
     batch.inside_u[1] = True
     batch.label_l[0, STRIDE:] = IGNORE

@@ -18,6 +18,7 @@ from dcamt.methods.method import Method
 from dcamt.methods.pi_model import PiModel
 from dcamt.methods.pseudo_label import PseudoLabel
 from dcamt.methods.sassnet import SASSNet
+from dcamt.methods.sdcl import SDCL
 from dcamt.methods.ua_mt import UAMT
 from dcamt.methods.vnet import Supervised
 
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
     "pi-model": PiModel,
     "pseudo-label": PseudoLabel,
     "sassnet": SASSNet,
+    "sdcl": SDCL,
     "ua-mt": UAMT,
     "vnet": Supervised,
 }
