@@ -69,7 +69,8 @@ def batch():
     label = torch.zeros(2, *PATCH, dtype=torch.long)
     label[:, 8:24, 8:24, 4:12] = 1
     names = ("a", "b", "c", "d")
-    return Batch(torch.randn(2, 1, *PATCH), label, torch.randn(2, 1, *PATCH), inside, names)
+    images = [torch.randn(2, 1, *PATCH) for _ in range(4)]
+    return Batch(images[0], label, images[1], inside, names, tuple(images[2:]))
 
 
 def build(name):

@@ -16,6 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.optim import SGD, Adam
 
 from dcamt import methods
 from dcamt.config import TrainConfig, load_config
@@ -28,13 +29,14 @@ from dcamt.engine import checkpoint
 from dcamt.engine.device import choose_device, make_fabric
 from dcamt.engine.signals import Interrupted
 from dcamt.engine.train import is_stopped, train
-from dcamt.engine.trainer import Update, learning_rate
+from dcamt.engine.trainer import Update, learning_rate, set_learning_rate
 from dcamt.errors import InputError
 from dcamt.losses.alignment import squared_distances
 from dcamt.runs.build import build_method
 
 METHODS = {
     **{name: [f"method.name={name}"] for name in methods.METHODS},
+    "ad-mt": ["method.name=ad-mt", "method.turn=2"],
     "dca-mt": ["method.name=dca-mt", "method.heads=1", "method.head_size=4"],
     "dca-mt with every moving part": [
         *("method.name=dca-mt", "method.heads=1", "method.head_size=4", "method.teacher=both"),
@@ -74,7 +76,9 @@ def start(ready, tmp_path):
         if change is not None:
             step = method.step
             method.step = lambda batch, at, update: change(step, method, batch, at, update)
-        batches = Batches(labelled, unlabelled, plan.patch, config.train, config.seed)
+        batches = Batches(
+            labelled, unlabelled, plan.patch, config.train, config.seed, views=method.views
+        )
         run = tmp_path / name
         run.mkdir(exist_ok=True)
         fabric = make_fabric("cpu", "32-true")
@@ -223,6 +227,26 @@ def test_the_optimiser_is_given_the_rate(start):
     run = start("run", "method.name=vnet", "train.iterations=4", "train.decay_at=[0.5]",
                 "train.learning_rate=0.02")  # fmt: skip
     assert [float(row["learning_rate"]) for row in rows(run)] == [0.02, 0.02, 0.002, 0.002]
+
+
+def test_another_optimiser_keeps_its_rate_or_has_it_decay_alike():
+    weight = [torch.nn.Parameter(torch.zeros(1))]
+    falling = Adam([{"params": weight, "initial_lr": 3e-3}], lr=3e-3)
+    own, sgd = Adam(weight, lr=2e-3), SGD(weight, lr=7.0)
+    settings = TrainConfig(iterations=10, learning_rate=0.01, decay="polynomial")
+    for iteration in (0, 5, 5):  # from the start, not from one another
+        share = (1 - iteration / 10) ** 0.9
+        given = {"a": falling, "b": own, "c": sgd}
+        assert set_learning_rate(given, settings, iteration) == pytest.approx(3e-3 * share)
+        assert falling.param_groups[0]["lr"] == pytest.approx(3e-3 * share)
+        assert own.param_groups[0]["lr"] == 2e-3
+        assert sgd.param_groups[0]["lr"] == pytest.approx(0.01 * share)
+
+
+def test_the_log_shows_the_rate_that_trains(start):
+    run = start("run", "method.name=crossmatch", "train.iterations=4", "train.decay_at=[0.5]")
+    rates = [float(row["learning_rate"]) for row in rows(run)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
 
 
 def test_a_step_is_momentum_sgd_at_that_rate(start, ready):

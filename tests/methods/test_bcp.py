@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dcamt.losses.overlap import dice_ce
-from dcamt.methods.bcp import BCP, mix
+from dcamt.methods.bcp import BCP
 from dcamt.ops.components import keep_largest
-from dcamt.ops.mix import random_box
+from dcamt.ops.mix import copy_paste, random_box
 from dcamt.types import IGNORE, Progress
 
 SELF_TRAINING = Progress(500, 1000)
@@ -17,7 +17,7 @@ def test_mixed_volumes_and_labels_voxel_by_voxel(labeled, unlabeled, make_batch)
     batch = make_batch(labeled, unlabeled)
     guess = torch.randint(0, 2, batch.inside_u.shape).masked_fill(~batch.inside_u, IGNORE)
     mask = ~random_box(batch.inside_u.shape[1:], 2 / 3, torch.device("cpu"))
-    image, known, guessed = mix(batch, guess, mask)
+    image, known, guessed = copy_paste(batch, guess, mask)
     assert len(image) == len(known) == len(guessed) == labeled + unlabeled
     images, labels = (batch.image_l, batch.image_u), (batch.label_l, guess)
     for i in range(labeled + unlabeled):
@@ -47,7 +47,7 @@ def test_the_loss_weighs_the_teachers_largest_component(build, plain_update, bat
         guess = guess.masked_fill(~batch.inside_u, IGNORE)
         torch.manual_seed(3)
         mask = ~random_box(batch.inside_u.shape[1:], 2 / 3, torch.device("cpu"))
-        image, known, guessed = mix(batch, guess, mask)
+        image, known, guessed = copy_paste(batch, guess, mask)
         logits = method.student(image)
     torch.manual_seed(3)
     update = plain_update(method)

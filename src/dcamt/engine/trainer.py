@@ -156,13 +156,20 @@ def learning_rate(train: TrainConfig, iteration: int) -> float:
 def set_learning_rate(
     optimizers: dict[str, Optimizer], settings: TrainConfig, iteration: int
 ) -> float:
-    """Give every SGD the rate of ``iteration``, and return it; the others keep their own."""
+    """Give every SGD the rate of ``iteration``; returns that of the first optimiser.
+
+    The others keep their own rate, but where they name an ``initial_lr``, as PyTorch's schedulers
+    do, it falls from there like the protocol's.
+    """
     rate = learning_rate(settings, iteration)
     for optimizer in optimizers.values():
-        if isinstance(optimizer, SGD):
-            for group in optimizer.param_groups:
+        for group in optimizer.param_groups:
+            if isinstance(optimizer, SGD):
                 group["lr"] = rate
-    return rate
+            elif "initial_lr" in group:
+                group["lr"] = group["initial_lr"] * (rate / settings.learning_rate)
+    first = next(iter(optimizers.values()))
+    return float(first.param_groups[0]["lr"])
 
 
 def _begin_worker(worker: int) -> None:

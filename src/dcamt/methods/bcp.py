@@ -23,7 +23,7 @@ from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.backbone import Network
 from dcamt.ops.components import largest_components
-from dcamt.ops.mix import random_box
+from dcamt.ops.mix import copy_paste, random_box
 from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
@@ -57,7 +57,7 @@ class BCP(Method):
         with torch.no_grad():
             guess = largest_components(self.teacher(batch.image_u).argmax(1))
         guess = guess.masked_fill(~batch.inside_u, IGNORE)
-        image, known, guessed = mix(batch, guess, mask)
+        image, known, guessed = copy_paste(batch, guess, mask)
         logits = self.student(image)
         supervised, pseudo = dice_ce(logits, known), dice_ce(logits, guessed)
         update(supervised + c.weight * pseudo)
@@ -66,23 +66,3 @@ class BCP(Method):
 
     def branches(self, image: Tensor) -> Tensor:
         return self.student(image).float().softmax(1).unsqueeze(0)
-
-
-def mix(batch: Batch, guess: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mixed patches ``(L + U, C, X, Y, Z)`` and the two parts of their labels.
-
-    A patch keeps its voxels where ``mask`` ``(X, Y, Z)`` holds and takes its partner's elsewhere:
-    X_out of every labelled patch, then X_in of every unlabelled one. ``guess``: ``(U, X, Y, Z)``.
-    The labels, ``(L + U, X, Y, Z)``, are the annotated ones and the guessed ones, each IGNORE where
-    the other applies.
-    """
-    device, labeled, unlabeled = mask.device, len(batch.image_l), len(batch.image_u)
-    to_u = torch.arange(labeled, device=device) % unlabeled  # partner of each labelled patch
-    to_l = torch.arange(unlabeled, device=device) % labeled  # and each unlabelled one
-    x_out = torch.where(mask, batch.image_l, batch.image_u[to_u])
-    x_in = torch.where(mask, batch.image_u, batch.image_l[to_l])
-    known_out, known_in = batch.label_l, batch.label_l[to_l]
-    guess_out, guess_in = guess[to_u], guess
-    known = [known_out.masked_fill(~mask, IGNORE), known_in.masked_fill(mask, IGNORE)]
-    guessed = [guess_out.masked_fill(mask, IGNORE), guess_in.masked_fill(~mask, IGNORE)]
-    return torch.cat([x_out, x_in]), torch.cat(known), torch.cat(guessed)

@@ -44,7 +44,8 @@ class Method(nn.Module):
     def optimizer(self, part: str, parameters: list[nn.Parameter], train: TrainConfig) -> Optimizer:
         """What steps a part: the protocol's SGD unless overridden.
 
-        The protocol's rate and its decay are for SGD; any other optimiser keeps its own rate.
+        The protocol's rate and its decay are for SGD. Any other optimiser keeps its own rate, but
+        where its parameter groups name an ``initial_lr``, that decays alike.
         """
         return SGD(
             parameters,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dcamt.types import IGNORE
+from dcamt.types import IGNORE, Batch
 
 
 def random_box(shape: Sequence[int], share: float, device: torch.device) -> Tensor:
@@ -19,6 +19,46 @@ def random_box(shape: Sequence[int], share: float, device: torch.device) -> Tens
     x, y, z = (slice(a, a + s) for a, s in zip(starts, sizes, strict=True))
     mask[x, y, z] = True
     return mask
+
+
+def copy_paste(batch: Batch, guess: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mixed patches ``(L + U, C, X, Y, Z)`` and the two parts of their labels (BCP, eqs. 1-4).
+
+    A patch keeps its voxels where ``mask`` ``(X, Y, Z)`` holds and takes its partner's elsewhere:
+    X_out of every labelled patch, then X_in of every unlabelled one. ``guess``: ``(U, X, Y, Z)``.
+    The labels, ``(L + U, X, Y, Z)``, are the annotated ones and the guessed ones, each IGNORE where
+    the other applies.
+    """
+    device, labeled, unlabeled = mask.device, len(batch.image_l), len(batch.image_u)
+    to_u = torch.arange(labeled, device=device) % unlabeled  # partner of each labelled patch
+    to_l = torch.arange(unlabeled, device=device) % labeled  # and each unlabelled one
+    x_out = torch.where(mask, batch.image_l, batch.image_u[to_u])
+    x_in = torch.where(mask, batch.image_u, batch.image_l[to_l])
+    known_out, known_in = batch.label_l, batch.label_l[to_l]
+    guess_out, guess_in = guess[to_u], guess
+    known = [known_out.masked_fill(~mask, IGNORE), known_in.masked_fill(mask, IGNORE)]
+    guessed = [guess_out.masked_fill(mask, IGNORE), guess_in.masked_fill(~mask, IGNORE)]
+    return torch.cat([x_out, x_in]), torch.cat(known), torch.cat(guessed)
+
+
+def cutmix(inside: Tensor, sides: Tensor) -> Tensor:
+    """What each patch takes from the one before it: a bool mask ``(U, X, Y, Z)``, a box in each.
+
+    ``sides`` ``(U,)`` are shares of each side of a patch; 0 is no box. Padding, False in ``inside``
+    ``(U, X, Y, Z)``, is neither taken nor painted over. Yun et al., "CutMix", ICCV 2019.
+    """
+    shape, device = inside.shape[1:], inside.device
+    boxes = [random_box(shape, side, device) & (side > 0) for side in sides.tolist()]
+    return torch.stack(boxes) & inside & inside.roll(1, 0)
+
+
+def paste(values: Tensor, taken: Tensor) -> Tensor:
+    """``values`` of every patch, ``(U, X, Y, Z)`` or ``(U, ?, X, Y, Z)``, mixed as ``cutmix`` says.
+
+    Those where ``taken`` ``(U, X, Y, Z)`` holds are those of the patch before it.
+    """
+    where = taken if values.ndim == taken.ndim else taken.unsqueeze(1)
+    return torch.where(where, values.roll(1, 0), values)
 
 
 def random_classes(label: Tensor, classes: int) -> Tensor:
