@@ -36,7 +36,11 @@ def test_a_run_states_data_protocol_and_figures(tiny_run, cases):
 
 def test_what_the_data_set_stated_is_recorded_when_the_run_begins(tiny_run, tmp_path):
     """It may have moved since: a card that cannot read it must not say that it states nothing."""
-    assert json.loads((tiny_run / "data.json").read_text()) == {"name": "Phantom", "licence": ""}
+    assert json.loads((tiny_run / "data.json").read_text()) == {
+        "name": "Phantom",
+        "licence": "",
+        "chosen": [],
+    }
     assert row(api.card([tiny_run]), "licence of the data")[0].startswith("not stated by the data")
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
