@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -157,13 +158,31 @@ def test_networks_that_are_trained_side_by_side_differ_by_their_heads(
     assert not torch.equal(one.head.weight, two.head.weight)
 
 
-@pytest.mark.parametrize("name", ["mean-teacher", "bcp", "ua-mt", "dual-teacher", "cpcl"])
+COPYING = ["mean-teacher", "bcp", "ua-mt", "dual-teacher", "cpcl", "ad-mt", "sdcl"]
+
+
+@pytest.mark.parametrize("name", COPYING)
 @pytest.mark.parametrize("classes", [2, 4])
 def test_a_frozen_copy_stays_one(saved: Saved, name: str, classes: int) -> None:
-    method, start = started(saved("vnet"), made(name, classes=classes))
-    first, *others = (network.state_dict() for network in networks_of(method).values())
-    assert all(torch.equal(first[key], other[key]) for other in others for key in first)
-    assert bool(start.left) == (classes != 2)
+    path, drawn = saved("vnet"), made(name, classes=classes)
+    copies = equal_pairs(drawn)
+    assert copies
+    method, _ = started(path, drawn)
+    assert equal_pairs(method) == copies
+    for copied in {each for pair in copies for each in pair}:
+        head = networks_of(method)[copied].head.weight
+        assert classes != 2 or torch.equal(head, load_file(path)["network.head.weight"])
+
+
+def equal_pairs(method: Method) -> set[tuple[str, str]]:
+    """Networks with the same weights, head and all."""
+    states = {name: network.state_dict() for name, network in networks_of(method).items()}
+    return {
+        (a, b)
+        for a, b in combinations(states, 2)
+        if states[a].keys() == states[b].keys()
+        and all(torch.equal(states[a][key], states[b][key]) for key in states[a])
+    }
 
 
 @pytest.mark.parametrize("name", ["dca-mt", "cps", "mcf", "evil", "sassnet", "co-bionet"])

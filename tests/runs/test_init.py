@@ -9,8 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dcamt import api
+from dcamt.data.split import Split
 from dcamt.errors import InputError
+from dcamt.records.run_folder import read_config
 from dcamt.runs import train as training
+from dcamt.runs.init import told_of_start
 
 STILL = ("train.learning_rate=1e-30", "train.weight_decay=0", "train.iterations=1")
 """A training that leaves weights (but for the statistics of batch norm) as they were."""
@@ -200,6 +203,15 @@ def test_what_cannot_be_used_is_one_sentence(
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"labeled": 5, "unlabeled": [[], {}, null]}'])
+def test_a_split_beside_the_weights_may_hold_anything(pretrained, tmp_path, text):
+    shutil.copy(pretrained / "last.safetensors", tmp_path)
+    (tmp_path / "split.json").write_text(text)
+    config = read_config(pretrained)
+    told = told_of_start(tmp_path / "last.safetensors", config, Split(("a",), (), ("b",)))
+    assert told == ["starts from last.safetensors: 176 tensors taken"]
 
 
 def test_another_backbone_is_one_sentence(cli, phantoms, pretrained, tmp_path, tiny):

@@ -93,10 +93,11 @@ def told_of_start(weights: Path, config: RunConfig, split: Split) -> list[str]:
 
 def _seen_before(weights: Path, split: Split) -> list[str]:
     """A warning where the weights were trained on cases that this run is judged by."""
-    kept: dict[str, list[str]] = {}
+    lists: list[object] = []
     with suppress(InputError):  # an exported folder has no split, and a lone file no folder
         kept = read_json(weights.parent / "split.json")
-    learnt = {str(name) for use in ("labeled", "unlabeled") for name in kept.get(use) or ()}
+        lists = [kept.get("labeled"), kept.get("unlabeled")]
+    learnt = [name for names in lists if isinstance(names, list) for name in names]
     judged = [name for name in (*split.val, *split.test) if name in learnt]
     if not judged:
         return []
