@@ -22,8 +22,12 @@ from dcamt.runs.build import build_method, network_stride
 from dcamt.runs.complexity import count
 from dcamt.runs.timing import measure_iteration
 
-ENOUGH = 1000
-"""Iterations without which a smaller plan is better."""
+ENOUGH = 500
+"""Iterations without which a smaller plan is better.
+
+A coarse plan costs more than a short training: in as many iterations a V-Net with 8 labels has 84
+Dice on hippocampi at 1 mm and 73 at 3 mm.
+"""
 FEWEST = 100
 MOST = 20_000
 _SHARE = 0.85
