@@ -70,11 +70,12 @@ class AugmentConfig(IntensityConfig):
 
     ``kind`` sets all others: ``literature`` is that of the semi-supervised literature, ``nnunet``
     is nnU-Net's. ``flip`` lists the axes that may be mirrored (0, 1, 2 of the prepared
-    orientation), ``rotate`` allows quarter turns in the plane of axes 0 and 1. Both are chosen from
-    the scans where they are null: nothing is mirrored along what all scans lie alike in. ``angle``
-    is the largest rotation about each axis in degrees, ``zoom`` the largest relative change of
-    size, ``spatial`` the probability of either. ``intensity`` is the largest relative change of
-    contrast and the largest shift and noise in standard deviations, in every patch.
+    orientation), ``rotate`` allows quarter turns in the plane of axes 0 and 1. Where one of them is
+    null, the scans decide: along an axis along which all scans lie the same way, patches are not
+    mirrored. ``angle`` is the largest rotation about each axis in degrees, ``zoom`` the largest
+    relative change of size, ``spatial`` the probability of each of the two. ``intensity`` is the
+    largest relative change of contrast and the largest shift and noise in standard deviations, in
+    every patch.
     """
 
     kind: Literal["literature", "nnunet"] = "literature"

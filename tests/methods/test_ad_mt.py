@@ -207,15 +207,6 @@ def test_boxes_have_sides_of_every_size_around_seven_tenths(build, batch, monkey
     assert 0.1 < squares.std() < 0.25  # of Beta(4, 4): 1/6
 
 
-@torch.no_grad()
-def test_prediction_is_the_student(build, batch) -> None:
-    method = build(ADMT).eval()
-    expected = method.student(batch.image_u).softmax(1)
-    for p in method.teachers.parameters():
-        p.zero_()
-    assert torch.equal(method.predict(batch.image_u), expected)
-
-
 def test_three_classes_and_a_single_unlabelled_patch(plain_update, make_batch) -> None:
     torch.manual_seed(0)
     method = ADMT(ADMT.Config(threshold=0.3), lambda: VNet(1, 3, 2)).train()

@@ -181,15 +181,6 @@ def test_the_student_is_many_networks_and_its_teachers_are_one_each(build, batch
         assert torch.equal(method.student(image), method.student(image))
 
 
-@torch.no_grad()
-def test_prediction_is_the_student(build, batch) -> None:
-    method = build(DualTeacher).eval()
-    expected = method.student(batch.image_u).softmax(1)
-    for p in method.teachers.parameters():
-        p.zero_()
-    assert torch.equal(method.predict(batch.image_u), expected)
-
-
 def test_three_classes_and_a_single_unlabelled_patch(plain_update, make_batch) -> None:
     torch.manual_seed(0)
     method = DualTeacher(

@@ -240,15 +240,6 @@ def test_trials_work_in_bfloat16_too(build, plain_update, batch) -> None:
     assert harmed < -0.001
 
 
-@torch.no_grad()
-def test_prediction_is_the_student(build, batch) -> None:
-    method = build(DualFete).eval()
-    expected = method.student(batch.image_u).softmax(1)
-    for p in method.teachers.parameters():
-        p.zero_()
-    assert torch.equal(method.predict(batch.image_u), expected)
-
-
 def test_three_classes_and_a_single_unlabelled_patch(plain_update, make_batch) -> None:
     torch.manual_seed(0)
     method = DualFete(DualFete.Config(threshold=0.3), lambda: VNet(1, 3, 2)).train()

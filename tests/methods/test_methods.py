@@ -60,6 +60,16 @@ def test_a_batch_has_no_labels_of_unlabelled_patches() -> None:
     assert names == ["image_l", "label_l", "image_u", "inside_u", "cases", "strong_u"]
 
 
+@pytest.mark.parametrize("name", ["ad-mt", "dual-teacher", "dualfete"])
+@torch.no_grad()
+def test_the_student_alone_predicts_where_there_are_teachers(name, build, batch) -> None:
+    method = build(METHODS[name]).eval()
+    expected = method.student(batch.image_u).softmax(1)
+    for p in method.teachers.parameters():
+        p.zero_()
+    assert torch.equal(method.predict(batch.image_u), expected)
+
+
 @every_variant
 def test_a_step_returns_finite_terms_and_trains_what_it_should(
     name, options, build, plain_update, weights, batch

@@ -109,7 +109,6 @@ def ablate(
     resolved = configuration(config, named, set, plan)
     design = Design(ablation_rows(), counts, seeds, optional_path(splits))
     start = optional_path(init)
-    start = optional_path(init)
     return run_comparison(
         Path(dataset), Path(out), design, resolved, jobs=jobs, quiet=quiet, init=start
     )

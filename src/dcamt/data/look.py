@@ -8,11 +8,18 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from dcamt.config import DataConfig
+from dcamt.config import DataConfig, Plan
 from dcamt.data.dataset import Case, Dataset
 from dcamt.data.grid import is_nowhere
 from dcamt.data.plan import ANISOTROPIC, is_anisotropic
-from dcamt.data.space import Shape, lost_labels, place, reoriented_shape, spacing_along
+from dcamt.data.space import (
+    Shape,
+    lost_labels,
+    place,
+    reoriented_shape,
+    resampled_shape,
+    spacing_along,
+)
 from dcamt.data.volume import Volume, aligned, check_channels, read_image, read_label
 from dcamt.errors import InputError
 
@@ -55,6 +62,10 @@ class Grid:
     cropped: Shape
     along: tuple[float, float, float]
     inside: float
+
+    def prepared(self, plan: Plan) -> Shape:
+        """Voxels once prepared by ``plan``; InputError if no memory holds them."""
+        return resampled_shape(self.cropped if plan.crop else self.whole, self.along, plan)
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,6 +64,6 @@ def lie_alike(cases: Sequence[Prepared]) -> tuple[bool, bool, bool]:
 
 def _small(image: NDArray[np.float32]) -> NDArray[np.float64]:
     """``(X, Y, Z)`` in 16x16x16 voxels, of zero mean and unit variance."""
-    small = zoom(image.astype(np.float64), [_SIDE / n for n in image.shape], order=1)
+    small = zoom(image, [_SIDE / n for n in image.shape], output=np.float64, order=1)
     result: NDArray[np.float64] = (small - small.mean()) / max(small.std(), 1e-6)
     return result

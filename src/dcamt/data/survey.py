@@ -20,7 +20,6 @@ from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, Dataset
 from dcamt.data.formats.stored import gist, numbers
 from dcamt.data.look import GEOMETRY_LOST, Look, Room, Volumes, collecting, look_at
 from dcamt.data.plan import Fingerprint, StrideOf, check_plan, make_plan, sixteen
-from dcamt.data.space import resampled_shape
 from dcamt.errors import InputError
 from dcamt.memory import free_memory
 
@@ -104,8 +103,7 @@ def _too_large(dataset: Dataset, looks: Sequence[Look], plan: Plan) -> list[str]
     for case, look in zip(dataset.cases, looks, strict=True):
         if look.grid is not None:
             try:
-                shape = look.grid.cropped if plan.crop else look.grid.whole
-                resampled_shape(shape, look.grid.along, plan)
+                look.grid.prepared(plan)
             except InputError as error:
                 errors.append(f"{case.images[0]}: {error}")
     return errors

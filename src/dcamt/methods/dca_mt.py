@@ -68,12 +68,12 @@ class DCAMT(Method):
         no mixing). Around it lies a labelled patch, and the targets come from the unmixed one. As
         the branches must look at that too, each patch is used in ``boxes`` places of the batch,
         within different labelled patches, and as many fewer patches are used: 1 uses them all, 2
-        the first half. Around the box may also lie another unlabelled patch (``around``), or
-        either of the two, by a throw for each place; then the branches teach each other on all of
-        it. ``strong`` is how many strong views of a patch they learn from (0: from the patch
-        itself, 1: from the same, 2: each from its own), while what they teach they still say of
-        the patch itself. They teach where they give a class at least ``confidence``. All this is
-        part of the distillation.
+        the first half. ``around`` says what lies around the box: a labelled patch, another
+        unlabelled one, or one of the two at random for each place. Within an unlabelled one the
+        branches teach each other, too. ``strong``: how many strong views the branches learn from
+        (0: none, the patch itself; 1: one for both; 2: one for each). Their targets always come
+        from the patch itself. A branch teaches where it gives a class at least the probability
+        ``confidence``. All this is part of the distillation.
 
         ``teacher_network`` and ``student_network`` are backbones other than that of the network
         section: a name, or name, width and size. Their bottlenecks must be of one size; where they
@@ -229,10 +229,14 @@ class DCAMT(Method):
         views = batch.strong_u[: self.views] or (batch.image_u,)
 
         def mixed(view: Tensor) -> Tensor:
-            other = torch.where(unlabeled.unsqueeze(1), view[next_to], batch.image_l[around])
+            other = batch.image_l[around]
+            if c.around != "labeled":
+                other = torch.where(unlabeled.unsqueeze(1), view[next_to], other)
             return torch.cat([batch.image_l, torch.where(own.unsqueeze(1), view[of], other)])
 
         def said(clean: Tensor) -> Tensor:
+            if c.around == "labeled":
+                return clean[of]  # nothing is learnt beyond the box
             return torch.where(own.unsqueeze(1), clean[of], clean[next_to])
 
         label = batch.label_l[around].masked_fill(own | unlabeled, IGNORE)

@@ -72,9 +72,10 @@ class Pointwise(nn.Conv3d):
 class Depthwise(nn.Conv3d):
     """A convolution of every channel by itself, to the same size: (B, C, X, Y, Z) to the same.
 
-    PyTorch's gradient of the input is eight times slower than the same computed as what it is, a
-    convolution of the gradient with the mirrored kernel. That of the weight is faster of eight
-    channels with each other, of which those with themselves are kept.
+    PyTorch computes its gradients slowly. The gradient of the input is a convolution with the
+    mirrored kernel: computed as such, it takes an eighth of the time. The gradient of the weight is
+    computed for groups of eight channels, each with each, which is faster although seven of eight
+    results are thrown away.
     """
 
     def forward(self, x: Tensor) -> Tensor:

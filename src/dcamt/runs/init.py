@@ -104,5 +104,5 @@ def _seen_before(weights: Path, split: Split) -> list[str]:
     return [
         f"warning: {number_of(len(judged), 'case')} of validation or test (such as {judged[0]}) "
         f"bear names that {weights.name} was trained on; if they are the same scans, their figures "
-        "flatter: give the same --splits to both"
+        "are too good: give the same --splits to both"
     ]

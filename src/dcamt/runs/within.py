@@ -13,7 +13,6 @@ from dcamt.config import Config
 from dcamt.data.dataset import Dataset
 from dcamt.data.look import Look
 from dcamt.data.plan import Fingerprint, make_plan
-from dcamt.data.space import resampled_shape
 from dcamt.errors import CannotHold, InputError
 from dcamt.inference.sliding_window import count_windows
 from dcamt.networks import BACKBONES
@@ -38,7 +37,7 @@ _SCORED = 2e6
 
 @dataclass(frozen=True)
 class Size:
-    """A training of some size, by what it has of the one that was planned."""
+    """The size of a training, measured by the one that was planned."""
 
     batch: int  # times as many patches
     width: float  # share of the channels
@@ -60,7 +59,8 @@ LADDER = (
 
 @dataclass(frozen=True)
 class Sized:
-    """What was chosen; an iteration of it and segmenting the validation cases take seconds."""
+    """What was chosen. iteration, validation: seconds of an iteration, and of segmenting all
+    validation cases."""
 
     config: RunConfig
     iteration: float
@@ -125,11 +125,12 @@ def choose_size(
     """
     given = "iterations" in asked.train.model_fields_set
     most, wanted = (asked.train.iterations,) * 2 if given else (MOST, ENOUGH)
-    chosen: Sized | None = None
+    chosen, done = None, 1  # done: the work of what is chosen
     for config in _distinct(_resized(planned, asked, dataset, found, size) for size in LADDER):
         left = _SHARE * (until - time.monotonic())
+        work = _work(config)
         if chosen is not None:
-            expected = chosen.iteration * _work(config) / _work(chosen.config)
+            expected = chosen.iteration * work / done
             if expected * wanted > 1.5 * left:
                 return replace(chosen, larger=expected)
         try:
@@ -141,7 +142,7 @@ def choose_size(
         segmentation = window * _windows(config, held_out) + _voxels(held_out) / _SCORED
         if chosen is not None and iteration * wanted + segmentation > left:
             return replace(chosen, larger=iteration)
-        chosen = Sized(config, iteration, segmentation, most)
+        chosen, done = Sized(config, iteration, segmentation, most), work
     assert chosen is not None
     return chosen
 
@@ -194,13 +195,9 @@ def _work(config: RunConfig) -> int:
 
 def _windows(config: RunConfig, held_out: Sequence[Look]) -> int:
     """Windows of all validation cases."""
-    total = 0
-    for look in held_out:
-        if look.grid is not None:
-            shape = look.grid.cropped if config.plan.crop else look.grid.whole
-            resampled = resampled_shape(shape, look.grid.along, config.plan)
-            total += count_windows(resampled, config.plan.patch, config.predict)
-    return total
+    plan = config.plan
+    grids = [look.grid for look in held_out if look.grid is not None]
+    return sum(count_windows(grid.prepared(plan), plan.patch, config.predict) for grid in grids)
 
 
 def _voxels(looks: Sequence[Look]) -> int:
