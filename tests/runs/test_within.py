@@ -13,9 +13,12 @@ from dcamt import api
 from dcamt.config import load_config
 from dcamt.data.phantom import write_phantoms
 from dcamt.errors import InputError
+from dcamt.methods import METHODS
 from dcamt.records.run_folder import read_config
 from dcamt.runs import within
+from dcamt.runs.complexity import with_plan
 from dcamt.runs.plan import plan_run
+from dcamt.runs.timing import measure_iteration
 from dcamt.runs.within import ENOUGH, MOST, parse_duration
 
 
@@ -120,6 +123,25 @@ def test_a_size_that_no_memory_holds_is_passed_over(scans, monkeypatch):
     until = within.time.monotonic() + 3600
     planned = plan_run(scans, config, scans / "splits.json", None, until)
     assert planned.config.network.width == 8
+
+
+@pytest.mark.parametrize(("method", "labeled", "unlabeled"), [("vnet", 3, 1), ("bcp", 4, 5)])
+def test_what_is_timed_has_the_batch_that_will_train(method, labeled, unlabeled, monkeypatch):
+    seen = []
+    kind = METHODS[method]
+    step = kind.step
+
+    def look(self, batch, at, update):
+        seen.append((len(batch.image_l), len(batch.image_u), len(batch.inside_u)))
+        return step(self, batch, at, update)
+
+    monkeypatch.setattr(kind, "step", look)
+    settings = [f"method.name={method}", f"train.labeled_batch={labeled}"]
+    settings += [f"train.unlabeled_batch={unlabeled}", "network.width=2", "device=cpu"]
+    config = with_plan(load_config(None, settings), (16, 16, 16), 1, 2, None)
+    iteration, window = measure_iteration(config)
+    assert set(seen) == {(labeled, unlabeled, unlabeled)}
+    assert iteration > 0 and window > 0
 
 
 def test_a_training_is_timed_and_run_for_real(phantoms, tmp_path, tiny):

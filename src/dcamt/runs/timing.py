@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from dcamt.config import Config, MethodConfig, load_config
+from dcamt.config import Config, MethodConfig, Patch, load_config
 from dcamt.engine.device import make_fabric
 from dcamt.engine.trainer import Update, make_optimizers
 from dcamt.errors import InputError
 from dcamt.inference.predictor import Predictor, make_predictor
-from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.inference.sliding_window import branch_probabilities, count_windows
 from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent, safe_path
 from dcamt.records.run_folder import RunConfig
@@ -29,9 +29,6 @@ from dcamt.types import Batch, Progress
 
 LATE = Progress(75, 100)
 """An iteration late in training, where every loss takes part."""
-
-_WINDOWS = 8
-"""Of the volume that is segmented: two along each axis."""
 
 _MEASURES = ("iteration_ms", "memory_mb", "volume_s")
 
@@ -112,12 +109,15 @@ def measure(
 
 def measure_iteration(config: RunConfig) -> tuple[float, float]:
     """Seconds of an iteration and of a window of ``config``, on the device that it names."""
-    subject, times = _subject(config), list[float]()
+    train, times = config.train, list[float]()
+    subject = _subject(config, (train.labeled_batch, train.unlabeled_batch))
     subject.iterate()
     while len(times) < 3 and sum(times) < 3:
         times.append(_timed(subject.iterate))
     subject.segment()
-    return median(times), _timed(subject.segment) / _WINDOWS
+    patch = config.plan.patch
+    windows = count_windows(_volume(patch), patch, config.predict)
+    return median(times), _timed(subject.segment) / windows
 
 
 def cost_table(costs: Mapping[str, Any]) -> str:
@@ -146,15 +146,18 @@ def _with(settings: Config, method: MethodConfig) -> Config:
     return settings.model_copy(update={"method": method})
 
 
-def _subject(config: RunConfig) -> _Subject:
-    """A method ready to train and to segment on the configured device."""
+def _subject(config: RunConfig, patches: tuple[int, int] | None = None) -> _Subject:
+    """A method ready to train and to segment on the configured device.
+
+    ``patches``: how many are labelled and unlabelled; None for those of `measure`.
+    """
+    labeled, unlabeled = patches or (4 if config.method.name == BASELINE else 2, 2)
     fabric = make_fabric(config.device, config.train.precision)
     method = build_method(config)
     channels_last(method.to(fabric.device))
     update = Update(fabric, make_optimizers(method, config.train))
-    batch = _batch(config, method.views).to(fabric.device)
-    sides = [side + side // 2 for side in config.plan.patch]
-    volume = torch.randn(len(config.plan.channels), *sides)
+    batch = _batch(config, labeled, unlabeled, method.views).to(fabric.device)
+    volume = torch.randn(len(config.plan.channels), *_volume(config.plan.patch))
     classes = len(config.plan.classes)
 
     def iterate() -> None:
@@ -172,18 +175,23 @@ def _subject(config: RunConfig) -> _Subject:
     return _Subject(iterate, segment)
 
 
-def _batch(config: RunConfig, views: int) -> Batch:
-    """Four patches of noise with a ball, cut across into the classes, as label."""
+def _volume(patch: Patch) -> Patch:
+    """Sides of the volume that is segmented: one and a half patches."""
+    x, y, z = (side + side // 2 for side in patch)
+    return x, y, z
+
+
+def _batch(config: RunConfig, labeled: int, unlabeled: int, views: int) -> Batch:
+    """Patches of noise with a ball, cut across into the classes, as label."""
     patch, channels = config.plan.patch, len(config.plan.channels)
     classes = len(config.plan.classes)
-    labeled = 4 if config.method.name == BASELINE else 2
     axes = [torch.linspace(-1, 1, side) for side in patch]
     x, y, z = torch.meshgrid(*axes, indexing="ij")
     cut = ((x + 1) / 2 * (classes - 1)).long().clamp(max=classes - 2) + 1
     label = torch.where(x**2 + y**2 + z**2 < 0.5, cut, 0)
     labels = label.repeat(labeled, 1, 1, 1)
-    image_l, image_u = torch.randn(labeled, channels, *patch), torch.randn(2, channels, *patch)
-    inside = torch.ones(2, *patch, dtype=torch.bool)
+    image_l, image_u = (torch.randn(n, channels, *patch) for n in (labeled, unlabeled))
+    inside = torch.ones(unlabeled, *patch, dtype=torch.bool)
     strong = tuple(image_u + torch.randn_like(image_u) for _ in range(views))
     return Batch(image_l, labels, image_u, inside, (), strong)
 
