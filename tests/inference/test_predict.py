@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from monai.inferers.utils import sliding_window_inference
 from scipy.spatial.transform import Rotation
 
 from dcamt import api
@@ -16,7 +17,7 @@ from dcamt.errors import InputError
 from dcamt.files import LOCK, holds
 from dcamt.inference.predict import disagreement, entropy
 from dcamt.inference.predictor import Predictor, make_predictor
-from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.inference.sliding_window import branch_probabilities, window_overlap
 from dcamt.runs.build import load_run
 from dcamt.runs.predict import RECORD
 
@@ -192,6 +193,51 @@ def test_windows_cover_volumes_of_any_size(method, predictor, shape):
     torch.testing.assert_close(found.sum(1), torch.ones(2, *shape), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(16, 16, 16), (5, 27, 33), (40, 19, 16)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"overlap": 0.0, "batch": 1},
+        {"overlap": 0.8, "batch": 5},
+        {"stride": (3, 16, 7), "weighting": "constant"},
+    ],
+)
+def test_windows_are_those_of_monai(shape, settings):
+    """Positions, weights, padding and sums: the result is the same to the last bit."""
+
+    def two(batch):
+        edges = torch.stack([batch.cumsum(2), -batch.flip(3).cumsum(4)], 1)[:, :, 0]
+        return torch.stack([edges.softmax(1), edges.sigmoid()])
+
+    config = PredictConfig(**settings)
+    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    expected = sliding_window_inference(
+        image[None],
+        (16, 16, 16),
+        config.batch,
+        lambda batch: two(batch).transpose(0, 1).flatten(1, 2),
+        overlap=window_overlap((16, 16, 16), config),
+        mode=config.weighting,
+    )[0].unflatten(0, (2, 2))
+    found = branch_probabilities(Predictor(two, CPU, 2), image, (16, 16, 16), 2, config)
+    assert torch.equal(found, expected)
+
+
+def test_windows_tell_how_many_of_them_are_done():
+    told = []
+    image, patch = torch.zeros(1, 40, 16, 16), (16, 16, 16)
+    branch_probabilities(
+        Predictor(lambda batch: batch[None], CPU),
+        image,
+        patch,
+        1,
+        PredictConfig(overlap=0.5, batch=3),
+        observe=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(3, 4), (4, 4)]
+
+
 def test_windows_keep_branch_and_class_apart():
     """Branches and classes of known values come back under their own index."""
 
@@ -203,7 +249,7 @@ def test_windows_keep_branch_and_class_apart():
 
     image = torch.arange(20.0 * 18 * 17).reshape(1, 20, 18, 17)
     settings = PredictConfig(batch=3)
-    found = branch_probabilities(Predictor(fixed, CPU), image, (16, 16, 16), 3, settings)
+    found = branch_probabilities(Predictor(fixed, CPU, 2), image, (16, 16, 16), 3, settings)
     for n, k in itertools.product(range(2), range(3)):
         torch.testing.assert_close(found[n, k], image[0] + 10 * n + k, atol=1e-2, rtol=1e-5)
 
@@ -273,7 +319,7 @@ def test_the_mean_of_the_branches_may_be_taken_window_by_window():
         return torch.stack([batch.softmax(1), (2 * batch).softmax(1)])
 
     image = torch.randn(3, 20, 24, 16)
-    predictor, settings = Predictor(two, CPU), PredictConfig()
+    predictor, settings = Predictor(two, CPU, 2), PredictConfig()
     both = branch_probabilities(predictor, image, (16, 16, 16), 3, settings)
     mean = branch_probabilities(predictor, image, (16, 16, 16), 3, settings, mean=True)
     assert both.shape == (2, 3, 20, 24, 16) and mean.shape == (1, 3, 20, 24, 16)

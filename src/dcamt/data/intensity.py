@@ -5,11 +5,11 @@ the transforms are MONAI's. Each channel has draws of its own.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from monai import transforms
 from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
@@ -49,6 +49,14 @@ def _changed(channel: Tensor, what: list[tuple[str, float, int]]) -> Tensor:
     return channel
 
 
+@cache
+def _monai() -> Any:
+    """MONAI's transforms; to import them takes seconds, and not every training needs them."""
+    from monai import transforms  # noqa: PLC0415
+
+    return transforms
+
+
 def _plain(result: Any) -> Tensor:
     found: Tensor = result.as_tensor() if hasattr(result, "as_tensor") else result
     return found
@@ -60,25 +68,25 @@ def _noise(x: Tensor, std: float, seed: int) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: float, seed: int) -> Tensor:
-    return _plain(transforms.GaussianSmooth(sigma)(x))
+    return _plain(_monai().GaussianSmooth(sigma)(x))
 
 
 def _contrast(x: Tensor, factor: float, seed: int) -> Tensor:
-    change = transforms.ScaleIntensityFixedMean(factor - 1, preserve_range=True)
+    change = _monai().ScaleIntensityFixedMean(factor - 1, preserve_range=True)
     return _plain(change(x))
 
 
 def _low_resolution(x: Tensor, kept: float, seed: int) -> Tensor:
-    change = transforms.RandSimulateLowResolution(prob=1.0, zoom_range=(kept, kept))
+    change = _monai().RandSimulateLowResolution(prob=1.0, zoom_range=(kept, kept))
     return _plain(change(x))
 
 
 def _gamma(x: Tensor, exponent: float, seed: int) -> Tensor:
-    return _plain(transforms.AdjustContrast(exponent, retain_stats=True)(x))
+    return _plain(_monai().AdjustContrast(exponent, retain_stats=True)(x))
 
 
 def _inverted_gamma(x: Tensor, exponent: float, seed: int) -> Tensor:
-    change = transforms.AdjustContrast(exponent, invert_image=True, retain_stats=True)
+    change = _monai().AdjustContrast(exponent, invert_image=True, retain_stats=True)
     return _plain(change(x))
 
 

@@ -2,13 +2,15 @@
 
 import logging
 import multiprocessing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 
 from dcamt.config import TrainConfig
 from dcamt.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def choose_device(device: str, precision: str, devices: int = 1) -> tuple[str, str]:
@@ -41,8 +43,11 @@ def has_bfloat16(accelerator: str) -> bool:
     return any(present is True for name, present in features.items() if "bf16" in name)
 
 
-def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
+def make_fabric(device: str, precision: str, devices: int = 1) -> "Fabric":
     """Fabric on the resolved device; InputError if it is not there."""
+    # To import it takes seconds, and only training needs it.
+    from lightning_fabric import Fabric  # noqa: PLC0415
+
     accelerator, resolved = choose_device(device, precision, devices)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     kind: Any = resolved

@@ -1,10 +1,16 @@
-"""Probabilities of a whole prepared volume from overlapping windows."""
+"""Probabilities of a whole prepared volume from overlapping windows.
+
+They are those of MONAI's ``sliding_window_inference``; a test compares them. MONAI itself is not
+imported: that takes longer than to segment a scan.
+"""
 
 import math
+from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
-from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dcamt.config import Patch, PredictConfig
 from dcamt.errors import InputError
@@ -12,6 +18,13 @@ from dcamt.inference.predictor import Predictor
 from dcamt.memory import check_fits
 
 _MOST_WINDOWS = 1_000_000
+_SIGMA = 0.125
+"""Standard deviation of a Gaussian weighting, as a fraction of the patch."""
+_LEAST_WEIGHT = 1e-3
+"""Of a Gaussian weighting; corners would count for nothing otherwise."""
+
+Observe = Callable[[int, int], None]
+"""Called with the number of windows that are done, and of all."""
 
 
 @torch.inference_mode()
@@ -22,6 +35,7 @@ def branch_probabilities(
     classes: int,
     config: PredictConfig,
     mean: bool = False,
+    observe: Observe = lambda done, total: None,
 ) -> Tensor:
     """Probabilities of every branch of a method, ``(N, K, x, y, z)`` float32 on the CPU.
 
@@ -29,27 +43,61 @@ def branch_probabilities(
     than the patch is padded with zeros, the mean intensity, and the padding is cut off again. With
     ``mean`` the branches are averaged window by window, N is 1, and memory is that of one branch.
     """
-
+    shape = image.shape[1:]
     _check_size(image, patch, classes, config)
-
-    def windows(batch: Tensor) -> Tensor:
-        laid_out = batch.contiguous(memory_format=torch.channels_last_3d)
-        found = predictor.branches(laid_out)
+    missing = [max(0, size - n) for n, size in zip(shape, patch, strict=True)]
+    before = [n // 2 for n in missing]
+    if any(missing):
+        sides = zip(before, missing, strict=True)
+        image = pad(image, [n for low, all in reversed([*sides]) for n in (low, all - low)])
+    networks = 1 if mean else predictor.networks
+    summed = torch.zeros(networks, classes, *image.shape[1:])
+    weights = torch.zeros(image.shape[1:])
+    weight = _weight(patch, config).to(predictor.device)
+    places = list(_windows(image.shape[1:], patch, config))
+    for first in range(0, len(places), config.batch):
+        own = places[first : first + config.batch]
+        batch = torch.stack([image[:, *place] for place in own]).to(predictor.device)
+        found = predictor.branches(batch.contiguous(memory_format=torch.channels_last_3d))
         if mean:
             found = found.mean(0, keepdim=True)
-        return found.transpose(0, 1).flatten(1, 2)
+        weighted = found.mul_(weight).cpu()
+        for k, place in enumerate(own):
+            summed[:, :, *place] += weighted[:, k]
+            weights[place] += weight.cpu()
+        observe(first + len(own), len(places))
+    summed /= weights
+    inside = [slice(low, low + n) for low, n in zip(before, shape, strict=True)]
+    return summed[:, :, *inside]
 
-    averaged: Tensor = sliding_window_inference(
-        image[None],
-        roi_size=patch,
-        sw_batch_size=config.batch,
-        predictor=windows,
-        overlap=window_overlap(patch, config),
-        mode=config.weighting,
-        sw_device=predictor.device,
-        device=torch.device("cpu"),
-    )[0]
-    return averaged.unflatten(0, (-1, classes))
+
+def _windows(
+    shape: tuple[int, ...], patch: Patch, config: PredictConfig
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Where windows lie in a volume that is no smaller than one; the last ones end where it does."""
+    starts = [
+        [min(k * step, n - size) for k in range(1 + math.ceil((n - size) / step))]
+        for n, size, step in zip(shape, patch, _steps(patch, config), strict=True)
+    ]
+    for x, y, z in product(*starts):
+        yield slice(x, x + patch[0]), slice(y, y + patch[1]), slice(z, z + patch[2])
+
+
+def _weight(patch: Patch, config: PredictConfig) -> Tensor:
+    """What each voxel of a window counts, ``(X, Y, Z)`` float32, 1 at most."""
+    weight = torch.ones(1)
+    if config.weighting == "constant":
+        return weight.expand(patch)
+    for size in patch:
+        away = torch.arange(size) - (size - 1) / 2  # voxels from the middle
+        weight = weight[..., None] * torch.exp(-(away**2) / (2 * (_SIGMA * size) ** 2))
+    return weight[0].clamp(min=max(_LEAST_WEIGHT, weight.min().item()))
+
+
+def _steps(patch: Patch, config: PredictConfig) -> list[int]:
+    """Voxels from window to window along each axis."""
+    shares = window_overlap(patch, config)
+    return [max(1, int(size * (1 - share))) for size, share in zip(patch, shares, strict=True)]
 
 
 def _check_size(image: Tensor, patch: Patch, classes: int, config: PredictConfig) -> None:
@@ -69,10 +117,9 @@ def _check_size(image: Tensor, patch: Patch, classes: int, config: PredictConfig
 
 def count_windows(shape: Patch, patch: Patch, config: PredictConfig) -> int:
     """Windows that cover a volume of ``shape`` voxels."""
-    shares = window_overlap(patch, config)
     return math.prod(
-        1 + math.ceil(max(0, n - size) / max(1, int(size * (1 - share))))
-        for n, size, share in zip(shape, patch, shares, strict=True)
+        1 + math.ceil(max(0, n - size) / step)
+        for n, size, step in zip(shape, patch, _steps(patch, config), strict=True)
     )
 
 
@@ -90,7 +137,7 @@ def window_overlap(patch: Patch, config: PredictConfig) -> tuple[float, float, f
         )
 
     def overlap(step: int, size: int) -> float:
-        # MONAI rounds the step down; half a voxel more keeps it from falling below ``step``.
+        # A step is rounded down; half a voxel more keeps it from falling below ``step``.
         return max(0.0, 1 - (step + 0.5) / size)
 
     x, y, z = (overlap(step, size) for step, size in zip(config.stride, patch, strict=True))

@@ -4,7 +4,6 @@ Roy et al., "MedNeXt: Transformer-driven scaling of ConvNets for medical image s
 MICCAI 2023, with kernels of 3 and without deep supervision. The layers are MONAI's.
 """
 
-from monai.networks.nets.mednext import MedNeXt as Layers
 from torch import Tensor
 
 from dcamt.networks.backbone import Backbone
@@ -40,6 +39,8 @@ class MedNeXt(Backbone):
         size: str = "S",
     ):
         super().__init__(channels, classes, features=16 * width, width=width, dropout=dropout)
+        from monai.networks.nets.mednext import MedNeXt as Layers
+
         ratios, deepest, blocks, deepest_blocks = _SIZES[size]
         self.layers = Layers(
             init_filters=width,

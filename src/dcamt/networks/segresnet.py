@@ -4,7 +4,6 @@ Myronenko, "3D MRI brain tumor segmentation using autoencoder regularization", B
 without the autoencoder. The layers are MONAI's.
 """
 
-from monai.networks.nets.segresnet import SegResNet as Layers
 from torch import Tensor, nn
 
 from dcamt.networks.backbone import Backbone
@@ -25,6 +24,8 @@ class SegResNet(Backbone):
 
     def __init__(self, channels: int = 1, classes: int = 2, width: int = 32, dropout: float = 0.0):
         super().__init__(channels, classes, features=8 * width, width=width, dropout=dropout)
+        from monai.networks.nets.segresnet import SegResNet as Layers
+
         self.layers = Layers(3, width, channels, classes)
         *before, _ = self.layers.conv_final
         self.layers.conv_final = nn.Sequential(*before)  # all but the last convolution, the head

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from monai.networks.nets.swin_unetr import SwinUNETR as Layers
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -34,6 +33,8 @@ class SwinUNETR(Backbone):
             raise InputError(
                 "backbone swin-unetr: einops is not installed; run `pip install dcamt[swin]`"
             )
+        from monai.networks.nets.swin_unetr import SwinUNETR as Layers
+
         with _NumbersOnCpu():
             self.layers = Layers(channels, classes, feature_size=width, window_size=self.window)
         del self.layers.out

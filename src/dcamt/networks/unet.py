@@ -92,7 +92,7 @@ class UNet(Backbone):
 def architectures() -> Any:
     """nnU-Net's networks; InputError where the package is missing."""
     try:
-        from dynamic_network_architectures.architectures import unet  # noqa: PLC0415
+        from dynamic_network_architectures.architectures import unet
     except ImportError:
         raise InputError(
             "backbones unet and resenc: nnU-Net's layers are not installed; run "

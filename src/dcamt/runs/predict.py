@@ -23,7 +23,7 @@ from dcamt.data.formats.dicom_seg import check_sources
 from dcamt.data.formats.stored import gist
 from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.scans import find_scans
-from dcamt.engine.device import make_fabric
+from dcamt.engine.device import choose_device
 from dcamt.errors import InputError, Unwritable
 from dcamt.escape import printable
 from dcamt.files import alone, holds, read_json, refuse_links, remove_abandoned, write_text
@@ -92,8 +92,8 @@ def segment_scans(
         "series": series,
         "backend": backend,
     }
-    fabric = make_fabric(device, "32-true")
-    predictor = make_predictor(method, plan, fabric.device, backend)
+    accelerator, _ = choose_device(device, "32-true")
+    predictor = make_predictor(method, plan, torch.device(accelerator), backend)
     work = partial(predict_case, predictor, config, extras=extras, series=series)
     console = plain_console(stderr=True, quiet=quiet)
     for note in remarks_on(unread, skip=folder.resolve()):
