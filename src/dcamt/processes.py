@@ -10,6 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def child_environment() -> dict[str, str]:
     """This process's environment, for a Python that keeps the current folder off its path."""
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}

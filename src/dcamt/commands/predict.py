@@ -50,7 +50,11 @@ def predict(
     backend: Annotated[
         Literal["torch", "openvino"], typer.Option(help="openvino: faster on a CPU.")
     ] = "torch",
+    jobs: Annotated[int, typer.Option(help="Scans at once, each in a process.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Skip cases already done.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on with scans that arrive, until Ctrl-C.")
+    ] = False,
     quiet: Quiet = False,
 ) -> list[Path]:
     """Segment scans; outputs have the scans' own size, affine and spacing.
@@ -64,10 +68,14 @@ def predict(
     run's unless given. A folder ``out`` keeps a record of what made its segmentations,
     predict.json. Raises InputError if an output exists already, or others of another origin; with
     ``resume`` finished cases are skipped. A scan that cannot be read does not keep the others
-    from being segmented: the InputError comes at the end.
+    from being segmented: the InputError comes at the end. ``jobs`` scans are segmented at once, in
+    processes that share the cores and take the GPUs in turn. ``watch`` goes on until Ctrl-C: a
+    scan that arrives in the folder ``input`` is segmented as soon as its files have been the same
+    for 10 seconds, once, also after a new start.
     """
     from dcamt.inference.predict import Extras
     from dcamt.runs.predict import segment_scans
+    from dcamt.runs.watch import SETTLE
 
     return segment_scans(
         Path(run),
@@ -80,6 +88,8 @@ def predict(
         format=format,
         device=device,
         backend=backend,
+        jobs=jobs,
         resume=resume,
+        settle=SETTLE if watch else None,
         quiet=quiet,
     )

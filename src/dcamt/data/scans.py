@@ -48,29 +48,61 @@ def find_scans(path: Path, channels: int, unread: list[Path] | None = None) -> l
         return [replace(case, label=None) for case in read_dataset(path).cases]
     problems: list[str] = []
     unread = [] if unread is None else unread
-    files = volumes_in(path, problems, unread)
-    if not files and read_description(path).listed is not None:
+    grouped = _scans_in(path, channels, problems, unread)
+    if not grouped and read_description(path).listed is not None:
         return [replace(case, label=None) for case in read_dataset(path).cases]
-    cases = {*files, *(m["case"] for m in map(CHANNEL_NUMBER.fullmatch, files) if m)}
-    unread += [files.pop(name) for name in list(files) if labelled_case(name) in cases]
-    problems += [] if files else remarks_on(unread)
-    if not files and not problems:
+    problems += [] if grouped else remarks_on(unread)
+    if not grouped and not problems:
         raise InputError(
             f"{path}: the folder holds no scans, such as .nii.gz files; put them there"
         )
+    if problems:
+        raise InputError(problems[0])
+    return grouped
+
+
+def scans_so_far(path: Path, channels: int) -> tuple[list[Case], list[str]]:
+    """What of the folder ``path`` is a scan now, and what is wrong with the rest of it.
+
+    For a folder that is being filled: it may be empty, and a scan that lacks a channel is no scan
+    yet. With 1 channel the ending _0000 is no part of a name, whatever else will arrive.
+    """
+    problems: list[str] = []
+    found = _scans_in(path, channels, problems, [])
+    if channels == 1:
+        found = [replace(case, name=case.name.removesuffix("_0000")) for case in found]
+    return found, problems
+
+
+def check_can_be_watched(path: Path) -> None:
+    """InputError unless ``path`` is a folder in which scans may arrive."""
+    if not path.is_dir() or dicom.is_series(path):
+        raise InputError(f"{path}: is no folder of scans, so none can arrive there")
+    if (path / "imagesTr").is_dir() or (path / "images").is_dir():
+        raise InputError(f"{path}: is a data set; give the folder of its images")
+
+
+def _scans_in(path: Path, channels: int, problems: list[str], unread: list[Path]) -> list[Case]:
+    """Scans of a folder by their names, those without whom ``problems`` tells of."""
+    files = volumes_in(path, problems, unread)
+    cases = {*files, *(m["case"] for m in map(CHANNEL_NUMBER.fullmatch, files) if m)}
+    unread += [files.pop(name) for name in list(files) if labelled_case(name) in cases]
     # With one channel, CASE_0003 is a case of its own unless every name ends in _0000.
     endings = {stem[-5:] for stem in files}
     by_channel = endings == {"_0000"} if channels == 1 else "_0000" in endings
     grouped = group_channels(files, by_channel, problems)
+    complete = {
+        case: found
+        for case, found in grouped.items()
+        if not by_channel or list(found) == list(range(channels))
+    }
     problems += [
         f"{path}: case {case} has {len(found)} channel file(s), but the run was trained on "
         f"{channels}; add {case}_0000.nii.gz and so on"
         for case, found in grouped.items()
-        if by_channel and list(found) != list(range(channels))
+        if case not in complete
     ]
-    if problems:
-        raise InputError(problems[0])
-    return [Case(case, tuple(found.values()), None) for case, found in grouped.items()]
+    return [Case(case, tuple(found.values()), None) for case, found in complete.items()]
 
 
 def _has_sibling(path: Path, stem: str) -> bool:

@@ -14,6 +14,23 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the one that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def stopped_by_signals(go_on: str) -> Iterator[None]:
+    """SIGINT and SIGTERM raise Interrupted at once, so that what is being written is cleaned up."""
+
+    def stop(received: list[int]) -> None:
+        if len(received) == 1:  # a second one must not disturb the cleaning up
+            raise Interrupted(received[0], go_on)
+
+    with catch_signals(stop):
+        yield
+
+
 @contextmanager
 def catch_signals(
     then: Callable[[list[int]], None] = lambda received: None,

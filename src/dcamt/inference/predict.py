@@ -25,7 +25,7 @@ from dcamt.data.volume import Volume, check_can_hold, read_image, write_volume
 from dcamt.errors import InputError
 from dcamt.inference.peak import peak_memory
 from dcamt.inference.predictor import Predictor
-from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.inference.sliding_window import Observe, branch_probabilities
 from dcamt.memory import KEPT_UP_TO, check_fits, kept_memory
 from dcamt.ops.components import keep_largest
 from dcamt.records.run_folder import RunConfig
@@ -62,6 +62,7 @@ def predict_case(
     output: Path,
     extras: Extras = Extras(),
     series: int | None = None,
+    observe: Observe = lambda done, total: None,
 ) -> tuple[str, ...]:
     """Segment one scan and write it to ``output`` in the scan's own geometry.
 
@@ -70,9 +71,10 @@ def predict_case(
     probabilities/CASE_CLASS.nii.gz (0 to 1), uncertainty/CASE_entropy.nii.gz (0 certain to 1) and
     uncertainty/CASE_disagreement.nii.gz (total variation between two branches, 0 to 1), all
     float32 and in the format of ``output``, and dicom-seg/CASE.dcm. ``series`` says which one of
-    several in a DICOM folder. Returns what a user should know of the scan's files. Raises
-    InputError if the scan cannot be read, has other channels than the run was trained on, or lies
-    in a way that the format of ``output`` cannot hold.
+    several in a DICOM folder; ``observe`` is told of every batch of windows. Returns what a user
+    should know of the scan's files. Raises InputError if the scan cannot be read, has other
+    channels than the run was trained on, or lies in a way that the format of ``output`` cannot
+    hold.
     """
     plan = config.plan
     image = read_image(images, series)
@@ -96,6 +98,7 @@ def predict_case(
             len(plan.classes),
             config.predict,
             mean=not extras.uncertainty,
+            observe=observe,
         )
     del array
     probabilities = branches[0] if len(branches) == 1 else branches.mean(0)

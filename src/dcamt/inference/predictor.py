@@ -46,8 +46,7 @@ def make_predictor(
     On a CPU, probabilities equal those of ``method`` in evaluation mode to 1e-4. Raises InputError
     if OpenVINO is asked for but not installed, or asked to use a GPU.
     """
-    if backend == "openvino" and device.type != "cpu":
-        raise InputError("backend openvino computes on the CPU; add --device cpu")
+    check_backend(backend, device)
     fast = deepcopy(method).eval().to(device)
     fold_batch_norm(fast)
     channels_last(fast)
@@ -55,6 +54,14 @@ def make_predictor(
     if backend == "openvino":
         return _openvino_predictor(method, plan, device, live)
     return Predictor(fast.branches, device, method.networks, live=live)
+
+
+def check_backend(backend: Backend, device: torch.device) -> None:
+    """InputError if OpenVINO is asked for but not installed, or asked to use a GPU."""
+    if backend == "openvino":
+        if device.type != "cpu":
+            raise InputError("backend openvino computes on the CPU; add --device cpu")
+        _import_openvino()
 
 
 class _Branches(nn.Module):

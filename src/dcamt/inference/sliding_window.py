@@ -74,7 +74,7 @@ def branch_probabilities(
 def _windows(
     shape: tuple[int, ...], patch: Patch, config: PredictConfig
 ) -> Iterator[tuple[slice, slice, slice]]:
-    """Where windows lie in a volume that is no smaller than one; the last ones end where it does."""
+    """Where windows lie in a volume that is no smaller; the last ones end where it does."""
     starts = [
         [min(k * step, n - size) for k in range(1 + math.ceil((n - size) / step))]
         for n, size, step in zip(shape, patch, _steps(patch, config), strict=True)

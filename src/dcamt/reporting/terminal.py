@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -14,13 +14,6 @@ from dcamt.records.scores import Scores, class_summary
 from dcamt.reporting.tables import caption, columns, lines
 from dcamt.reporting.values import heading, with_spread
 from dcamt.wording import number_of
-
-
-def plain_console(stderr: bool = False, quiet: bool = False) -> Console:
-    """A console to which brackets and colons in names are just that."""
-    return Console(
-        stderr=stderr, quiet=quiet, soft_wrap=True, highlight=False, markup=False, emoji=False
-    )
 
 
 def score_tables(result: Scores, width: int) -> list[Table]:

@@ -38,7 +38,7 @@ from dcamt.files import (
 from dcamt.records.results import Results
 from dcamt.records.run_folder import CONFIG, has_begun
 from dcamt.records.scores import read_scores
-from dcamt.reporting.terminal import plain_console
+from dcamt.reporting.console import plain_console
 from dcamt.runs.collect import collect, write_results
 from dcamt.runs.design import Cases, Design, PlannedRun, choose_cases, list_runs, refuse_twins
 from dcamt.runs.init import find_weights, record_of, refuse_other_start, told_of_start

@@ -22,6 +22,7 @@ from dcamt.data.prepare import cache_folder
 from dcamt.engine.precision import wrong_shapes
 from dcamt.errors import InputError
 from dcamt.memory import free_memory, most_memory
+from dcamt.processes import cores
 
 Verdict = Literal["ok", "note", "wrong"]
 
@@ -105,9 +106,8 @@ def _processor() -> Finding:
     except OSError:
         names.add(platform.processor() or platform.machine())
     found = [feature for feature in FEATURES if feature in flags]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kind = ", ".join(sorted(names)) or platform.machine()
-    text = f"{kind}; {cores} cores for this process, {torch.get_num_threads()} threads"
+    text = f"{kind}; {cores()} cores for this process, {torch.get_num_threads()} threads"
     return Finding("processor", f"{text}; {' '.join(found) or 'features unknown'}")
 
 

@@ -13,7 +13,7 @@ import torch
 from dcamt.engine.signals import Interrupted, catch_signals
 from dcamt.errors import InputError
 from dcamt.files import append
-from dcamt.processes import child_environment
+from dcamt.processes import child_environment, cores
 
 _PAUSE = 0.05  # seconds between looks at the processes
 
@@ -36,10 +36,9 @@ def places(accelerator: str, at_once: int | None, devices: int = 1) -> list[dict
     """
     if at_once is not None and at_once < 1:
         raise InputError(f"--jobs {at_once}: ask for at least 1")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = torch.cuda.device_count() if accelerator == "cuda" else 0
-    count = at_once or (max(1, gpus // devices) if gpus else cores) or 1
-    threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // count))}
+    count = at_once or (max(1, gpus // devices) if gpus else cores())
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
     if not gpus:
         return [threads] * count
     # A user who hides GPUs names the visible ones; their names count, not their positions.

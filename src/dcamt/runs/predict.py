@@ -3,11 +3,9 @@
 import hashlib
 import json
 import os
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,22 @@ from dcamt.data.dataset import Case
 from dcamt.data.folder import remarks_on
 from dcamt.data.formats import ending_of
 from dcamt.data.formats.dicom_seg import check_sources
-from dcamt.data.formats.stored import gist
 from dcamt.data.outputs import refuse_within_dataset
-from dcamt.data.scans import find_scans
+from dcamt.data.scans import check_can_be_watched, find_scans, scans_so_far
 from dcamt.engine.device import choose_device
-from dcamt.errors import InputError, Unwritable
+from dcamt.engine.signals import stopped_by_signals
+from dcamt.errors import InputError
 from dcamt.escape import printable
 from dcamt.files import alone, holds, read_json, refuse_links, remove_abandoned, write_text
-from dcamt.inference.predict import EXTRA_FOLDERS, LOWER, Extras, extra_files, predict_case
-from dcamt.inference.predictor import Backend, make_predictor
+from dcamt.inference.predict import EXTRA_FOLDERS, Extras, extra_files
+from dcamt.inference.predictor import Backend
 from dcamt.inference.sliding_window import window_overlap
-from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
-from dcamt.reporting.terminal import plain_console
+from dcamt.reporting.console import plain_console
 from dcamt.runs.build import load_run
+from dcamt.runs.segment import Request, Segment, segment_all, segmenter
+from dcamt.runs.watch import watch
 
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 RECORD = "predict.json"
@@ -55,55 +54,97 @@ def segment_scans(
     format: str | None = None,
     device: str = "auto",
     backend: Backend = "torch",
+    jobs: int = 1,
     resume: bool = False,
+    settle: float | None = None,
     quiet: bool = False,
 ) -> list[Path]:
     """Segment what is at ``input`` with a run; see `dcamt.predict`. Returns the segmentations.
 
-    ``windows`` are settings of PredictConfig that win over the run's. Segmentations of one folder
-    have one origin: InputError if those in ``out`` were made by other weights or settings.
+    ``windows`` are settings of PredictConfig that win over the run's. With ``settle``, in seconds,
+    the folder ``input`` is watched. Segmentations of one folder have one origin: InputError if
+    those in ``out`` were made by other weights or settings.
     """
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: ask for at least 1")
     config, method = load_run(run, weights)
     config = _with_windows(config, windows)
-    plan = config.plan
+    plan, watched = config.plan, settle is not None
     unread: list[Path] = []
-    scans = find_scans(input, len(plan.channels), unread)
+    if watched:
+        check_can_be_watched(input)
+        scans, _ = scans_so_far(input, len(plan.channels))
+    else:
+        scans = find_scans(input, len(plan.channels), unread)
     if series is not None and not any(scan.images[0].is_dir() for scan in scans):
         raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
-    outputs = _name_outputs(input, out, format, scans)
-    single = out in outputs.values()
+
+    def files_of(scans: Sequence[Case]) -> dict[str, list[Path]]:
+        outputs = _name_outputs(input, out, format, scans)
+        return {
+            name: [path, *chain(*extra_files(path, extras, plan.classes).values())]
+            for name, path in outputs.items()
+        }
+
+    files = files_of(scans)
+    outputs = [path for path, *_ in files.values()]
+    single = out in outputs
     folder = out.parent if single else out
     _check_place(input, out, scans, single)
     if extras.dicom_seg:
         check_sources(scan.images[0] for scan in scans)
-    files = {
-        name: [path, *chain(*extra_files(path, extras, plan.classes).values())]
-        for name, path in outputs.items()
-    }
     _check_names(files)
     refuse_links(folder, extras.folders())
-    _refuse_existing(files, may_skip=not single, resume=resume)
+    _refuse_existing(files, may_skip=not single, resume=resume or watched)
     made_with = {
         "weights": weights,
         "sha256": _digest(config, method),
-        "format": ending_of(next(iter(outputs.values())).name),
+        "format": f".{format or OUTPUT_FORMATS[0]}",
         **config.predict.model_dump(mode="json"),
         "largest_component": extras.largest_component,
         "series": series,
         "backend": backend,
     }
     accelerator, _ = choose_device(device, "32-true")
-    predictor = make_predictor(method, plan, torch.device(accelerator), backend)
-    work = partial(predict_case, predictor, config, extras=extras, series=series)
+    request = Request(run, weights, config.predict, extras, series, accelerator, backend)
     console = plain_console(stderr=True, quiet=quiet)
     for note in remarks_on(unread, skip=folder.resolve()):
         console.print(printable(note))
-    with nullcontext() if single else _recorded(out, made_with, files):
+    again = "give the same command again" if single or watched else "continue with --resume"
+    with (
+        stopped_by_signals(again),
+        segmenter(request, config, method, jobs, console) as segment,
+        nullcontext() if single else _recorded(out, made_with, files),
+    ):
         for place in (folder, *(folder / name for name in extras.folders())):
             remove_abandoned(place)
-        todo = [scan for scan in scans if not all(map(os.path.lexists, files[scan.name]))]
-        _segment(todo, files, work, console)
-    return list(outputs.values())
+        if settle is not None:
+            watch(
+                input,
+                len(plan.channels),
+                settle,
+                lambda arrived: _segment_new(arrived, files_of(arrived), segment, console, True),
+                console,
+            )
+        failed = _segment_new(scans, files, segment, console, len(scans) > 1)
+    if failed:
+        first, *others = failed
+        more = f" (nor have the scans {', '.join(others)} a segmentation)" if others else ""
+        raise InputError(failed[first] + more)
+    return outputs
+
+
+def _segment_new(
+    scans: Sequence[Case],
+    files: Mapping[str, Sequence[Path]],
+    segment: Segment,
+    console: Console,
+    many: bool,
+) -> dict[str, str]:
+    """Segment what is not segmented yet; why some could not be. ``many`` as in `segment_all`."""
+    _check_names(files)
+    todo = [scan for scan in scans if not all(map(os.path.lexists, files[scan.name]))]
+    return segment_all(todo, files, segment, console, many)
 
 
 def _with_windows(config: RunConfig, windows: Mapping[str, Any]) -> RunConfig:
@@ -225,60 +266,3 @@ def _digest(config: RunConfig, method: Method) -> str:
         digest.update(name.encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------- the work
-
-
-def _segment(
-    scans: Sequence[Case],
-    files: Mapping[str, Sequence[Path]],
-    work: Callable[[Sequence[Path], Path], tuple[str, ...]],
-    console: Console,
-) -> None:
-    """Segment every scan that can be read; then InputError if some could not.
-
-    ``files`` are those of each scan, its segmentation first.
-    """
-    begin = time.monotonic()
-    failed: dict[str, str] = {}
-    told: set[str] = set()
-    for done, scan in enumerate(scans, 1):
-        try:
-            _check_lengths(files[scan.name])
-            with told_of_memory(f"{scan.images[0]}: cannot be segmented", LOWER):
-                remarks = work(scan.images, files[scan.name][0])
-        except Unwritable:
-            raise
-        except InputError as error:  # the others may be sound
-            failed[scan.name] = str(error)
-            if len(scans) > 1:  # of a single scan it is told at the end
-                console.print(f"{done}/{len(scans)}  {error}")
-            continue
-        seconds = (time.monotonic() - begin) / done
-        console.print(
-            f"{done}/{len(scans)}  {printable(scan.name)}  {seconds:.1f} s a case  "
-            f"{seconds * (len(scans) - done) / 60:.1f} min left"
-        )
-        for remark in (remark for remark in remarks if gist(remark) not in told):
-            told.add(gist(remark))  # of many scans alike, the first one's will do
-            console.print(printable(f"note: {scan.name}: {remark}"))
-    if failed:
-        first, *others = failed
-        more = f" (nor have the scans {', '.join(others)} a segmentation)" if others else ""
-        raise InputError(failed[first] + more)
-
-
-def _check_lengths(files: Sequence[Path]) -> None:
-    """InputError if a file system would not take one of these names."""
-    there = next(folder for folder in files[0].absolute().parents if folder.is_dir())
-    try:
-        longest = os.pathconf(there, "PC_NAME_MAX")
-    except (AttributeError, OSError, ValueError):
-        longest = 255
-    for path in files:
-        if len(os.fsencode(path.name)) > longest:
-            raise InputError(
-                f"{path}: the name is longer than the {longest} bytes that a name may have there; "
-                "rename the scan"
-            )
