@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dcamt.records.scores import Metrics
 
 LABELED, UNLABELED, VALIDATION, NEW = 4, 28, 4, 16
-# So short a training does not learn from mixed patches (docs/results.md).
+# So short a training does not learn from mixed patches (docs/tried.md).
 METHODS = {"vnet": (), "dca-mt": ("method.paste=0",)}
 SETTINGS = (
     "network.width=8",

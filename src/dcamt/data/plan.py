@@ -135,7 +135,7 @@ def plan_patch(
     """Patch in voxels: the median volume to the nearest multiple of the network's stride.
 
     The longest side shrinks until the patch holds at most ``most`` voxels. With few labels the cube
-    that this tends to is better than the proportions of the volume (docs/results.md).
+    that this tends to is better than the proportions of the volume (docs/tried.md).
     """
     x, y, z = (max(1, round(size)) for size in shape)
     step = stride((x, y, z), spacing)

@@ -10,7 +10,7 @@ doi 10.1371/journal.pone.0352358. One iteration, on labelled patches l and unlab
     L        = L_sup(T) + L_sup(S) + ramp (L_feat + L_mutual)
 
 Where the paper is silent or contradicts itself, both readings are options of ``Config``, and the
-default is the one that measured better (docs/results.md). Two defaults leave the paper: a branch
+default is the one that measured better (docs/tried.md). Two defaults leave the paper: a branch
 learns the other's most probable class (``targets``), and sees unlabelled patches with labelled
 ones around them (``paste``). The paper's own reading is
 ``targets=soft to_student=1.0 to_teacher=0.3 paste=0``.
