@@ -13,9 +13,11 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +30,10 @@ from plain_inference import plain_metrics, plain_probabilities, window_starts
 from plain_training import plain_layers
 from scipy import ndimage
 
+import dcamt
 from dcamt.config import Normalization, Plan, PredictConfig
 from dcamt.data.dataset import read_dataset
-from dcamt.data.phantom import draw_phantom
+from dcamt.data.phantom import draw_phantom, write_phantoms
 from dcamt.data.space import to_network
 from dcamt.data.volume import read_image, read_label
 from dcamt.evaluation.metrics import segmentation_metrics
@@ -70,6 +73,7 @@ def main() -> None:
     sliding_windows((x, y, z), options.width, options.pairs)
     metrics(options.data)
     start_up()
+    first_scan()
 
 
 def paired(
@@ -227,6 +231,37 @@ def start_up() -> None:
         )  # fmt: skip
     wall, work = statistics.median(walls[1:]), statistics.median(works[1:])
     print(f"| `dcamt --help` | < 0.5 s | {wall:.2f} s, {work:.2f} s of processor | |", flush=True)
+
+
+def first_scan() -> None:
+    """`dcamt predict` of one small scan, from start to end, against what PyTorch alone takes."""
+    settings = ["network.width=4", "data.patch=[32,32,32]"]
+    with tempfile.TemporaryDirectory() as folder:
+        data, run, out = (Path(folder) / name for name in ("data", "run", "out"))
+        write_phantoms(data, cases=6, labeled=2, val=1)
+        dcamt.train(
+            data,
+            run,
+            splits=data / "splits.json",
+            method="vnet",
+            iterations=1,
+            device="cpu",
+            set=settings,
+            quiet=True,
+        )
+        scan = next((data / "imagesTr").iterdir())
+
+        def predict() -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            command = [sys.executable, "-m", "dcamt", "predict", run, scan, "--out", out, "-q"]
+            subprocess.run(command, check=True)
+
+        def pytorch() -> None:
+            subprocess.run([sys.executable, "-c", "import torch"], check=True)
+
+        row(
+            "`dcamt predict` of one scan / `import torch`", "<= 2", paired(predict, pytorch, 5), "–"
+        )
 
 
 def dice_by_overlap(run: Path, data: Path, cases: int) -> None:
