@@ -259,9 +259,7 @@ def first_scan() -> None:
         def pytorch() -> None:
             subprocess.run([sys.executable, "-c", "import torch"], check=True)
 
-        row(
-            "`dcamt predict` of one scan / `import torch`", "<= 2", paired(predict, pytorch, 5), "–"
-        )
+        row("`dcamt predict` of one scan / `import torch`", "<= 2", paired(predict, pytorch, 5), "")
 
 
 def dice_by_overlap(run: Path, data: Path, cases: int) -> None:
