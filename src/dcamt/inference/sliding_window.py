@@ -69,11 +69,17 @@ def _check_size(image: Tensor, patch: Patch, classes: int, config: PredictConfig
 
 def count_windows(shape: Patch, patch: Patch, config: PredictConfig) -> int:
     """Windows that cover a volume of ``shape`` voxels."""
-    shares = window_overlap(patch, config)
     return math.prod(
-        1 + math.ceil(max(0, n - size) / max(1, int(size * (1 - share))))
-        for n, size, share in zip(shape, patch, shares, strict=True)
+        1 + math.ceil(max(0, n - size) / step)
+        for n, size, step in zip(shape, patch, window_step(patch, config), strict=True)
     )
+
+
+def window_step(patch: Patch, config: PredictConfig) -> Patch:
+    """Voxels from one window to the next along each axis; the last one is moved back to fit."""
+    shares = window_overlap(patch, config)
+    x, y, z = (max(1, int(n * (1 - share))) for n, share in zip(patch, shares, strict=True))
+    return x, y, z
 
 
 def window_overlap(patch: Patch, config: PredictConfig) -> tuple[float, float, float]:
