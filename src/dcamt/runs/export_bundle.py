@@ -20,22 +20,25 @@ from torch import Tensor
 
 from dcamt import __version__
 from dcamt.config import Normalization, Plan
+from dcamt.escape import monai
 from dcamt.inference.graph import WholeMethod, check_agrees, example_windows
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
 
 MODEL = "models/model.ts"
-_RUN = """
-## How to run it
+_USE = """
+## Use
+
+In this folder, with scans as NIfTI files in SCANS:
 
 ```sh
-pip install "monai[fire,nibabel,scipy]" torch
-python -m monai.bundle run --config_file configs/inference.json --bundle_root . \\
-  --dataset_dir FOLDER_OF_SCANS --output_dir segmentations
+pip install "monai[fire,nibabel,scipy]"
+python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS \\
+  --output_dir segmentations
 ```
 
-Checked when it was written: TorchScript gives what PyTorch gives on {checked_on}.
+When this bundle was written, TorchScript and PyTorch gave the same probabilities on {checked_on}.
 """
 
 
@@ -48,7 +51,7 @@ def bundle_files(config: RunConfig, method: Method, card: str, licence: str) -> 
     whole = WholeMethod(method)
     windows, checked_on = example_windows(config)
     metadata = _text(_metadata(config.plan, config.method.name, licence))
-    inference = _text(_inference(config))
+    inference = _text(workflow(config))
     model = _torchscript(whole, windows, {"metadata.json": metadata, "inference.json": inference})
     with torch.inference_mode():
         loaded = torch.jit.load(BytesIO(model), map_location="cpu")
@@ -56,7 +59,7 @@ def bundle_files(config: RunConfig, method: Method, card: str, licence: str) -> 
     return {
         "configs/metadata.json": metadata,
         "configs/inference.json": inference,
-        "docs/README.md": (card + _RUN.format(checked_on=checked_on)).encode(),
+        "docs/README.md": (card + _USE.format(checked_on=checked_on)).encode(),
         "LICENSE": (licence + "\n").encode(),
         MODEL: model,
     }
@@ -85,7 +88,7 @@ def _torchscript(whole: WholeMethod, windows: Tensor, extra: Mapping[str, bytes]
 
 
 def _metadata(plan: Plan, method: str, licence: str) -> dict[str, Any]:
-    """What the specification asks for: versions, and what goes into and comes out of the network."""
+    """What the specification asks for: versions, and what the network takes and gives."""
     hounsfield = all(how.scheme == "window" for how in plan.normalization)
     structures = ", ".join(plan.classes[1:])
     shared = {
@@ -94,19 +97,19 @@ def _metadata(plan: Plan, method: str, licence: str) -> dict[str, Any]:
         "dtype": "float32",
         "is_patch_data": True,
     }
-    image = {
+    image: dict[str, Any] = {
         "format": "hounsfield" if hounsfield else "magnitude",
         "modality": "CT" if hounsfield else "n/a",
         "num_channels": len(plan.channels),
         "value_range": [],
-        "channel_def": {str(k): name for k, name in enumerate(plan.channels)},
+        "channel_def": {str(k): monai(name) for k, name in enumerate(plan.channels)},
     }
-    prediction = {
+    prediction: dict[str, Any] = {
         "format": "labels",
         "modality": "n/a",
         "num_channels": len(plan.classes),
         "value_range": [0, 1],
-        "channel_def": {str(k): name for k, name in enumerate(plan.classes)},
+        "channel_def": {str(k): monai(name) for k, name in enumerate(plan.classes)},
     }
     return {
         "version": "1.0.0",
@@ -114,9 +117,7 @@ def _metadata(plan: Plan, method: str, licence: str) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": version("numpy"),
-        "optional_packages_version": {
-            name: version(name) for name in ("nibabel", "scipy")
-        },
+        "optional_packages_version": {name: version(name) for name in ("nibabel", "scipy")},
         "task": f"Segmentation of {structures} in 3D scans",
         "description": f"A network that outlines {structures} in 3D scans, trained by {method}. "
         "It takes windows of a normalised scan and gives the probability of each class.",
@@ -131,8 +132,8 @@ def _metadata(plan: Plan, method: str, licence: str) -> dict[str, Any]:
     }
 
 
-def _inference(config: RunConfig) -> dict[str, Any]:
-    """The workflow: scans in a folder, to the network's grid, through it and back.
+def workflow(config: RunConfig) -> dict[str, Any]:
+    """What inference.json holds: scans in a folder, to the network's grid, through it and back.
 
     ``preprocessing``, ``inferer`` and ``postprocessing`` are the names by which MONAI Label and
     MONAI Deploy know the parts.

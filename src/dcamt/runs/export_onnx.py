@@ -41,7 +41,7 @@ def onnx_files(config: RunConfig, method: Method, card: str) -> dict[str, bytes]
     check_agrees("ONNX Runtime", _runtime(model), whole, windows)
     return {
         "card.md": card.encode(),
-        "model.json": (json.dumps(_description(config, checked_on), indent=1) + "\n").encode(),
+        "model.json": (json.dumps(description(config, checked_on), indent=1) + "\n").encode(),
         MODEL: model,
     }
 
@@ -86,7 +86,7 @@ def _runtime(model: bytes) -> Any:
     return lambda windows: torch.from_numpy(session.run(None, {"image": windows.numpy()})[0])
 
 
-def _description(config: RunConfig, checked_on: str) -> dict[str, Any]:
+def description(config: RunConfig, checked_on: str) -> dict[str, Any]:
     """What model.json holds; docs/exporting.md explains each key."""
     plan = config.plan.model_dump(mode="json")
     return {
