@@ -50,15 +50,16 @@ def bundle_files(config: RunConfig, method: Method, card: str, licence: str) -> 
     """
     whole = WholeMethod(method)
     windows, checked_on = example_windows(config)
-    metadata = _text(_metadata(config.plan, config.method.name, licence))
-    inference = _text(workflow(config))
-    model = _torchscript(whole, windows, {"metadata.json": metadata, "inference.json": inference})
+    configs = {
+        "metadata.json": _text(metadata(config.plan, config.method.name, licence)),
+        "inference.json": _text(workflow(config)),
+    }
+    model = _torchscript(whole, windows, configs)
     with torch.inference_mode():
         loaded = torch.jit.load(BytesIO(model), map_location="cpu")
         check_agrees("TorchScript", loaded, whole, windows)
     return {
-        "configs/metadata.json": metadata,
-        "configs/inference.json": inference,
+        **{f"configs/{name}": content for name, content in configs.items()},
         "docs/README.md": (card + _USE.format(checked_on=checked_on)).encode(),
         "LICENSE": (licence + "\n").encode(),
         MODEL: model,
@@ -87,7 +88,7 @@ def _torchscript(whole: WholeMethod, windows: Tensor, extra: Mapping[str, bytes]
     return kept.getvalue()
 
 
-def _metadata(plan: Plan, method: str, licence: str) -> dict[str, Any]:
+def metadata(plan: Plan, method: str, licence: str) -> dict[str, Any]:
     """What the specification asks for: versions, and what the network takes and gives."""
     hounsfield = all(how.scheme == "window" for how in plan.normalization)
     structures = ", ".join(plan.classes[1:])
@@ -152,7 +153,7 @@ def workflow(config: RunConfig) -> dict[str, Any]:
             "map_location": "@device",
         },
         **_to_grid(plan),
-        "filled": {"_target_": "FillHoles", "connectivity": 1},
+        **({"filled": {"_target_": "FillHoles", "connectivity": 1}} if _is_masked(plan) else {}),
         "normalize": [_normalized(how) for how in plan.normalization],
         "preprocessing": {"_target_": "Compose", "transforms": _before(plan)},
         "dataset": {
@@ -207,6 +208,10 @@ def _to_grid(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _is_masked(plan: Plan) -> bool:
+    return any(how.masked for how in plan.normalization)
+
+
 def _before(plan: Plan) -> list[dict[str, Any]]:
     image = {"keys": "image"}
     steps: list[dict[str, Any]] = [
@@ -217,14 +222,14 @@ def _before(plan: Plan) -> list[dict[str, Any]]:
     if plan.crop:
         content = {"select_fn": "$lambda x: x != 0", "allow_smaller": True}
         steps.append({"_target_": "CropForegroundd", **image, "source_key": "image", **content})
-    masked = [how.masked for how in plan.normalization]
-    if any(masked):
+    if _is_masked(plan):
         steps.append(_changed("torch.cat([x, @filled((x != 0).any(0, keepdim=True).float())])"))
     resampled = "@resample(x, x.affine.matmul(@scale(x)), @grid(x))"
     steps.append(_changed(resampled, inverse="@resample.inverse(x)"))
-    if any(masked):
+    if _is_masked(plan):
         # What does not count is zero after this, and what counts is not.
-        outside = f"torch.tensor({[[[[one]]] for one in masked]}) & (x[-1:] < 0.5)"
+        channels = [[[[how.masked]]] for how in plan.normalization]
+        outside = f"torch.tensor({channels}) & (x[-1:] < 0.5)"
         inside = "torch.where(x[:-1] == 0, 1e-30, x[:-1])"
         steps.append(_changed(f"torch.where({outside}, 0, {inside})"))
     each = "[normalize(channel) for normalize, channel in zip(@normalize, x.split(1))]"
@@ -255,11 +260,9 @@ def _normalized(how: Normalization) -> dict[str, Any]:
             "b_max": (how.high - how.mean) / how.std,
             "clip": True,
         }
-    return {
-        "zscore": {"_target_": "NormalizeIntensity", "nonzero": how.masked},
-        "minmax": {"_target_": "ScaleIntensity"},
-        "none": {"_target_": "Identity"},
-    }[how.scheme]
+    if how.scheme == "zscore":
+        return {"_target_": "NormalizeIntensity", "nonzero": how.masked}
+    return {"_target_": "ScaleIntensity" if how.scheme == "minmax" else "Identity"}
 
 
 def _after() -> list[dict[str, Any]]:
