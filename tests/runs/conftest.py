@@ -19,7 +19,6 @@ PLANS = {
         ],
     },
     "from 0 to 1": {"normalization": [{"scheme": "minmax"}]},
-    "as it is": {"normalization": [{"scheme": "none"}]},
 }  # fmt: skip
 STRIDE = {"stride": [5, 9, 16], "weighting": "constant", "overlap": 0.5, "batch": 3}
 
