@@ -56,6 +56,11 @@ def csv_cell(text: str) -> str:
     return f"'{line}" if line.lstrip()[:1] in tuple("=+-@") else line
 
 
+def monai(text: str) -> str:
+    """``text`` as a value in a MONAI Bundle: what MONAI would evaluate begins with ``'``."""
+    return f"'{text}" if text[:1] in tuple("$@%") else text
+
+
 def plot(text: str) -> str:
     """``text`` in a figure of matplotlib, which takes what stands between dollars for maths."""
     return printable(text).replace("$", r"\$")

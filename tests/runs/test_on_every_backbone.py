@@ -11,12 +11,16 @@ import yaml
 from safetensors.torch import load_file
 
 import dcamt
+from dcamt.config import NetworkConfig, Normalization, Plan
 from dcamt.errors import InputError
+from dcamt.inference.graph import WholeMethod, example_windows
 from dcamt.inference.predictor import make_predictor
 from dcamt.networks import BACKBONES
 from dcamt.networks.swin_unetr import SwinUNETR
-from dcamt.runs.build import load_run
+from dcamt.records.run_folder import RunConfig
+from dcamt.runs.build import build_method, load_run
 from dcamt.runs.complexity import method_cost
+from dcamt.runs.export_onnx import onnx_files
 
 # The smallest that each takes: width and patch.
 SMALLEST = {
@@ -125,6 +129,37 @@ def test_openvino_gives_the_same_probabilities(run) -> None:
     with torch.no_grad():
         expected = method.eval().branches(window)
     torch.testing.assert_close(predictor.branches(window), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # of TorchScript, which is no longer developed
+def test_torchscript_gives_the_same_probabilities(run, tmp_path) -> None:
+    (model,) = dcamt.export(run, tmp_path / "bundle", format="bundle")
+    config, method = load_run(run)
+    windows = torch.randn(3, 1, *config.plan.patch)
+    with torch.no_grad():
+        expected = method.eval().predict(windows)
+        found = torch.jit.load(model)(windows)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "unet")) for n in BACKBONES]
+)
+def test_onnx_runtime_gives_the_same_probabilities(name, small_windows) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install dcamt[onnx]")
+    width, patch = SMALLEST[name]
+    plan = Plan(
+        channels=("a", "b"), classes=("0", "1", "2"), ignore=None, orientation="RAS",
+        spacing=(1, 1, 1), crop=True, normalization=(Normalization(),) * 2, patch=tuple(patch),
+    )  # fmt: skip
+    config = RunConfig(plan=plan, network=NetworkConfig(name=name, width=width))
+    method = build_method(config)
+    windows, _ = example_windows(config)
+    with torch.no_grad():
+        expected = WholeMethod(method)(windows.repeat(2, 1, 1, 1, 1))
+    network = onnxruntime.InferenceSession(onnx_files(config, method, "card")["model.onnx"])
+    (found,) = network.run(None, {"image": windows.repeat(2, 1, 1, 1, 1).numpy()})
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -1,7 +1,7 @@
 """``dcamt export``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,18 +11,25 @@ from dcamt.commands.options import PathLike, Run, Weights, command
 @command
 def export(
     run: Run,
-    out: Annotated[PathLike, typer.Option(help="Folder to write; `predict` takes it like a run.")],
+    out: Annotated[PathLike, typer.Option(help="Folder to write.")],
     *,
     weights: Weights = "last",
-    megabytes: Annotated[float, typer.Option(help="Largest file.")] = 16,
+    megabytes: Annotated[float, typer.Option(help="Largest file of safetensors.")] = 16,
+    format: Annotated[
+        Literal["safetensors", "onnx", "bundle"],
+        typer.Option(help="safetensors: for dcamt. onnx, bundle (MONAI): for other programs."),
+    ] = "safetensors",
 ) -> list[Path]:
-    """Write half-precision weights in small files, configuration and model card, to hand on.
+    """Write a run to hand on: weights for dcamt, one ONNX file, or a MONAI Bundle.
 
-    Returns the weight files, each of at most ``megabytes``. No path, case name or split is
-    carried over. Raises InputError if ``out`` holds anything but a part of this export.
+    A model card goes with each; docs/exporting.md says what else and who reads it. Returns the
+    files of weights; those of safetensors are in half precision and have at most ``megabytes``
+    each. ONNX and bundle are written only if ONNX Runtime or TorchScript computes what PyTorch
+    computes. No path, case name or split is carried over. Raises InputError if ``out`` holds
+    anything but a part of this export.
     """
     from dcamt.data.outputs import refuse_within_dataset
     from dcamt.runs.export import export_run
 
     refuse_within_dataset(Path(out))
-    return export_run(Path(run), Path(out), weights, megabytes)
+    return export_run(Path(run), Path(out), weights, megabytes, format)

@@ -77,7 +77,7 @@ def _windows(
     """Where windows lie in a volume that is no smaller; the last ones end where it does."""
     starts = [
         [min(k * step, n - size) for k in range(1 + math.ceil((n - size) / step))]
-        for n, size, step in zip(shape, patch, _steps(patch, config), strict=True)
+        for n, size, step in zip(shape, patch, window_step(patch, config), strict=True)
     ]
     for x, y, z in product(*starts):
         yield slice(x, x + patch[0]), slice(y, y + patch[1]), slice(z, z + patch[2])
@@ -92,12 +92,6 @@ def _weight(patch: Patch, config: PredictConfig) -> Tensor:
         away = torch.arange(size) - (size - 1) / 2  # voxels from the middle
         weight = weight[..., None] * torch.exp(-(away**2) / (2 * (_SIGMA * size) ** 2))
     return weight[0].clamp(min=max(_LEAST_WEIGHT, weight.min().item()))
-
-
-def _steps(patch: Patch, config: PredictConfig) -> list[int]:
-    """Voxels from window to window along each axis."""
-    shares = window_overlap(patch, config)
-    return [max(1, int(size * (1 - share))) for size, share in zip(patch, shares, strict=True)]
 
 
 def _check_size(image: Tensor, patch: Patch, classes: int, config: PredictConfig) -> None:
@@ -119,8 +113,15 @@ def count_windows(shape: Patch, patch: Patch, config: PredictConfig) -> int:
     """Windows that cover a volume of ``shape`` voxels."""
     return math.prod(
         1 + math.ceil(max(0, n - size) / step)
-        for n, size, step in zip(shape, patch, _steps(patch, config), strict=True)
+        for n, size, step in zip(shape, patch, window_step(patch, config), strict=True)
     )
+
+
+def window_step(patch: Patch, config: PredictConfig) -> Patch:
+    """Voxels from one window to the next along each axis; the last one is moved back to fit."""
+    shares = window_overlap(patch, config)
+    x, y, z = (max(1, int(n * (1 - share))) for n, share in zip(patch, shares, strict=True))
+    return x, y, z
 
 
 def window_overlap(patch: Patch, config: PredictConfig) -> tuple[float, float, float]:

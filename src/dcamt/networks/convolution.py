@@ -47,7 +47,7 @@ class Convolution(nn.Conv3d):
             or x.device.type != "cpu"
             or x.dtype != torch.float32
             or torch.is_autocast_enabled("cpu")
-            or torch.jit.is_tracing()  # type: ignore[attr-defined]
+            or _is_recorded()
             or not torch.backends.mkldnn.is_available()
             or isinstance(self.padding, str)
             or self.padding_mode != "zeros"
@@ -56,6 +56,14 @@ class Convolution(nn.Conv3d):
         return torch.mkldnn_convolution(
             x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
+
+
+def _is_recorded() -> bool:
+    """Whether a graph is made of what is computed, for OpenVINO, ONNX or TorchScript.
+
+    Those programs know PyTorch's own layers and not oneDNN's.
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
 
 
 class Pointwise(nn.Conv3d):

@@ -9,7 +9,7 @@ import torch
 
 from dcamt.config import NetworkConfig
 from dcamt.errors import InputError
-from dcamt.escape import markdown
+from dcamt.escape import markdown, printable
 from dcamt.evaluation.statistics import metrics_of, over_seeds
 from dcamt.records.finished_run import FinishedRun, SplitPart, read_run
 from dcamt.records.run_folder import read_config
@@ -100,10 +100,22 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
         "## Limits",
         _limits(runs, plan.classes),
         "## Licence",
-        "The software is under the Apache License 2.0. The weights were made from the data above, "
-        f"whose licence ({markdown(licence)}) also binds what is made from them.",
+        _licence("the data above", markdown(licence)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def licence_note(folder: Path) -> str:
+    """What binds those who use the weights of a run, as plain text."""
+    name, licence = _description(read_run(folder))
+    return _licence(f"the data set {printable(name)}", printable(licence))
+
+
+def _licence(data: str, licence: str) -> str:
+    return (
+        f"The software is under the Apache License 2.0. The weights were made from {data}, whose "
+        f"licence ({licence}) also binds what is made from them."
+    )
 
 
 def _settings(run: FinishedRun) -> dict[str, Any]:

@@ -41,7 +41,12 @@ NEEDED = {
     "tensorboard": "tensorboard",
 }
 """Package -> module, of what dcamt computes and reads files with."""
-EXTRAS = {"openvino": ("openvino", "faster prediction"), "highdicom": ("dicom", "--dicom-seg")}
+EXTRAS = {
+    "openvino": ("openvino", "faster prediction"),
+    "highdicom": ("dicom", "--dicom-seg"),
+    "onnxruntime": ("onnx", "export --format onnx"),
+    "fire": ("bundle", "running a MONAI Bundle"),
+}
 """Package -> its extra, and what it is for."""
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 """Of a processor, which decide what kernels compute."""

@@ -1,50 +1,95 @@
-"""``dcamt export``: a trained run made small enough to hand on."""
+"""``dcamt export``: a trained run made ready to hand on, to dcamt or to other programs."""
 
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 from dcamt.config import config_text
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.files import atomic, holds, read_json, refuse_existing, remove_temporary
+from dcamt.methods.method import Method
+from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import load_run
-from dcamt.runs.card import model_card
+from dcamt.runs.card import licence_note, model_card
+from dcamt.runs.export_bundle import bundle_files
+from dcamt.runs.export_onnx import onnx_files
+
+Format = Literal["safetensors", "onnx", "bundle"]
+_OF_WEIGHTS = (".safetensors", ".onnx", ".ts")
 
 
-def export_run(run: Path, out: Path, weights: str = "last", megabytes: float = 16) -> list[Path]:
-    """Write what ``predict`` needs of ``run`` to ``out``: configuration, half-precision weights.
+def export_run(
+    run: Path,
+    out: Path,
+    weights: str = "last",
+    megabytes: float = 16,
+    format: Format = "safetensors",
+) -> list[Path]:
+    """Write ``run`` to ``out`` in a format of docs/exporting.md; returns the files of weights.
 
-    Weights are split into files of at most ``megabytes`` (10^6 bytes). Beside them lie versions
-    and the model card; paths, case names and the split stay behind. Returns the weight files.
-    What a killed export left in ``out`` is completed. Raises InputError if ``out`` holds anything
-    else or ``run`` cannot be read.
+    Paths, case names and the split stay behind. What a killed export left in ``out`` is completed.
+    Raises InputError if ``out`` holds anything else, if ``run`` cannot be read, or if the program
+    that a format is for does not compute what PyTorch computes.
     """
     if not 0 < megabytes < math.inf:
         raise InputError(f"--megabytes {megabytes:g}: give a positive number")
+    if format not in get_args(Format):
+        raise InputError(f"format {format!r} is unknown; choose {', '.join(get_args(Format))}")
     config, method = load_run(run, weights)
-    card, versions = model_card([run], weights), read_json(run / "versions.json")
-    # Always under the name that `predict` takes without being told.
-    parts = checkpoint.halves("last.safetensors", method, int(1e6 * megabytes))
-    files = {
-        **parts,
-        "card.md": card.encode(),
-        "versions.json": json.dumps(versions, indent=1).encode(),
-        "config.yaml": config_text(config.model_copy(update={"dataset": None})).encode(),
-    }
+    card = model_card([run], weights)
+    if format == "onnx":
+        files = onnx_files(config, method, card)
+    elif format == "bundle":
+        files = bundle_files(config, method, card, licence_note(run))
+    else:
+        files = _halves(run, config, method, card, int(1e6 * megabytes))
     _refuse_others(out, files)
     remove_temporary(out)
     for name, content in files.items():
         with atomic(out / name) as temporary:
             temporary.write_bytes(content)
-    return [out / name for name in parts]
+    return [out / name for name in files if name.endswith(_OF_WEIGHTS)]
+
+
+def _halves(
+    run: Path, config: RunConfig, method: Method, card: str, largest: int
+) -> dict[str, bytes]:
+    """What ``predict`` needs: the configuration, and half-precision weights in small files."""
+    versions = read_json(run / "versions.json")
+    return {
+        # Always under the name that `predict` takes without being told.
+        **checkpoint.halves("last.safetensors", method, largest),
+        "card.md": card.encode(),
+        "versions.json": json.dumps(versions, indent=1).encode(),
+        "config.yaml": config_text(config.model_copy(update={"dataset": None})).encode(),
+    }
 
 
 def _refuse_others(out: Path, files: Mapping[str, bytes]) -> None:
-    """InputError if ``out`` holds anything but some of ``files``: what a killed export left."""
-    held = {out / name for name in holds(out)}
-    ours = {path for name in files if (path := out / name).is_file() and not path.is_symlink()}
-    whole = len(held) == len(files)
-    same = held == ours and all(path.read_bytes() == files[path.name] for path in ours)
-    refuse_existing(out, ours=same and not whole)
+    """InputError if ``out`` holds anything but some of ``files``: what a killed export left.
+
+    Two graphs of one run may differ in their names within; a graph comes last, so that where one
+    lies the export is whole.
+    """
+    held = _held(out)
+    same = all(_is_file_of(out / name, files.get(name)) for name in held)
+    refuse_existing(out, ours=same and len(held) < len(files))
+
+
+def _held(out: Path) -> set[str]:
+    """What lies in ``out`` and in its folders, by the path from there; of no link is it asked."""
+    found = set()
+    for name in holds(out):
+        inner = out / name
+        if inner.is_dir() and not inner.is_symlink():
+            found |= {f"{name}/{below}" for below in _held(inner)}
+        else:
+            found.add(name)
+    return found
+
+
+def _is_file_of(path: Path, content: bytes | None) -> bool:
+    return path.is_file() and not path.is_symlink() and path.read_bytes() == content
