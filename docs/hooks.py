@@ -19,6 +19,7 @@ PLACES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
 }
 """Where files of the repository, outside docs/, stand in the site."""
 
@@ -66,7 +67,7 @@ def _origin(page: str) -> PurePosixPath:
 def _place(path: str) -> str:
     """Where a file of the repository stands in the site."""
     if path.startswith("docs/"):
-        return path.removeprefix("docs/")
+        return path.removeprefix("docs/").replace(".ipynb", ".md")
     return PLACES.get(path, f"source/{path}.md")
 
 
@@ -93,5 +94,5 @@ def _notebook(path: Path) -> str:
     for cell in json.loads(path.read_text())["cells"]:
         text = "".join(cell["source"])
         cells.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
-    cells.append(f"[This page as a notebook]({path.name})")
+    cells.append(f'<a href="{path.name}">This page as a notebook</a>')
     return "\n\n".join(cells) + "\n"
