@@ -50,10 +50,12 @@ def commands() -> str:
         for name, *_ in (row for row in rows if row[2] == REQUIRED):
             option = name.strip("`")
             usage += f" {option} {option[2:].upper()}" if option.startswith("-") else f" {option}"
+        if any(row[2] != REQUIRED for row in rows):
+            usage += " [OPTIONS]"
         text += [
             f"## {registered.name}\n",
             f"{registered.callback.__doc__}\n",
-            f"```sh\n{usage} [OPTIONS]\n```\n",
+            f"```sh\n{usage}\n```\n",
             *([_table(("name", "type", "default", "what it does"), rows)] if rows else []),
         ]
     return "\n".join(text)
@@ -133,7 +135,7 @@ def _keys(section: Section, prefix: str) -> Iterator[tuple[str, str, str, str]]:
         if _section_in(field.annotation) is None or prefix == "method.":
             default = field.get_default(call_default_factory=True)
             shown = "" if field.is_required() else _value(default)
-            yield f"`{prefix}{name}`", _schema(schema), shown, told[name]
+            yield f"`{prefix}{name}`", _schema(schema), shown, told.get(name, "")
 
 
 def descriptions(section: Section) -> dict[str, str]:

@@ -72,7 +72,7 @@ class Normalization(Section):
 
 
 class DataConfig(Section):
-    """What preparation may be told; everything left at null is planned from the data."""
+    """Settings of preparation; keys left at null are planned from the data."""
 
     val_fraction: Fraction = 0.2
     """Share of the labelled cases that validates, if no splits file is given."""
@@ -110,7 +110,7 @@ class ClassCodes(Section):
 
 
 class Plan(Section):
-    """What preparation does, resolved: written to the run and reused by ``predict``."""
+    """What preparation does: written to the run, and used again by ``predict``."""
 
     channels: tuple[str, ...]
     """Names of the image channels."""
@@ -157,7 +157,7 @@ class BackboneConfig(Section):
 
 
 class NetworkConfig(BackboneConfig):
-    """The backbone every method builds its branches from."""
+    """The backbone of which every method builds its networks."""
 
     name: str = "vnet"
     """Backbone: vnet, unet, resenc, segresnet, mednext or swin-unetr."""
@@ -216,7 +216,7 @@ class PredictConfig(Section):
 
 
 class MethodConfig(BaseModel):
-    """A method's name, and the options that its own ``Config`` checks."""
+    """The training method, and its options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "dca-mt"
