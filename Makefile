@@ -45,7 +45,8 @@ types: $(TOOLS) ## type check
 	$(BIN)/mypy
 
 docs: $(SITE) ## the documentation as a site, in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open site/index.html; to search, too: $(BIN)/python -m http.server --directory site"
 
 clean: ## remove .venv, caches and build output
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site src/*.egg-info
