@@ -14,7 +14,7 @@ def export(
     out: Annotated[PathLike, typer.Option(help="Folder to write; `predict` takes it like a run.")],
     *,
     weights: Weights = "last",
-    megabytes: Annotated[float, typer.Option(help="Largest file.")] = 16,
+    megabytes: Annotated[float, typer.Option(help="Size of the largest file, MB.")] = 16,
 ) -> list[Path]:
     """Write half-precision weights in small files, configuration and model card, to hand on.
 
