@@ -4,14 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 TOOLS := .venv/tools-installed
+SITE := .venv/docs-installed
 # Small tensors on few cores: one thread per test process is the fastest.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz bench lint format types clean
+.PHONY: help install demo test test-slow fuzz bench lint format types docs clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## put dcamt into .venv
 
 demo: $(INSTALLED) ## train, predict and report on drawn volumes, in minutes
 	$(BIN)/dcamt demo
@@ -41,8 +44,12 @@ format: $(TOOLS) ## fix style and format
 types: $(TOOLS) ## type check
 	$(BIN)/mypy
 
+docs: $(SITE) ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open site/index.html; to search, too: $(BIN)/python -m http.server --directory site"
+
 clean: ## remove .venv, caches and build output
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.txt pyproject.toml
@@ -55,4 +62,8 @@ $(INSTALLED): requirements.txt pyproject.toml
 
 $(TOOLS): $(INSTALLED) requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements-dev.txt  # it names every package
+	@touch $@
+
+$(SITE): $(INSTALLED) requirements-docs.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements-docs.txt  # it names every package
 	@touch $@

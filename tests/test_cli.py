@@ -387,11 +387,11 @@ def test_help_loads_nothing_heavy():
 
 def test_importing_the_package_loads_nothing_heavy():
     code = "import dcamt, sys; print('torch' in sys.modules, dcamt.__version__, dcamt.InputError)"
-    assert python(code).startswith("False 0.1.0")
+    assert python(code).startswith("False 0.2.0")
 
 
 def test_version(cli):
-    assert cli("--version")[:2] == (0, "0.1.0\n")
+    assert cli("--version")[:2] == (0, "0.2.0\n")
 
 
 def test_hidden_labels_play_no_part(cli, phantoms, tmp_path, tiny):

@@ -43,3 +43,12 @@ def test_every_line_of_a_reliability_table_names_a_test() -> None:
     for line in (faults + strangers).splitlines():
         if line.startswith("| ") and not line.startswith(("| fault |", "| bad input |")):
             assert re.search(r"`tests/[^`]+::\w+` \|$", line), line
+
+
+def test_every_page_is_in_the_menu_of_the_site() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    named = set(re.findall(r": ([\w/-]+\.md)$", menu, re.MULTILINE))
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    made = {"index.md", "first-steps.md", "contributing.md", "security.md", "changelog.md"}
+    made |= {f"reference/{name}.md" for name in ("commands", "configuration", "python")}
+    assert named == pages | made

@@ -9,7 +9,7 @@
 The same as the commands of ``dcamt --help``; see docs/python.md.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "InputError",

@@ -14,21 +14,22 @@ Chance = tuple[Fraction, float, float]
 
 
 class IntensityConfig(Section):
-    """Random changes of intensity, each as its probability, least and most; 0 is never.
-
-    ``noise``: standard deviation, where a scan's own is 1. ``blur``: sigma in voxels.
-    ``brightness``: factor. ``contrast``: factor about the mean, within the range of the patch.
-    ``low_resolution``: share of the resolution that is kept. ``gamma``: exponent of the values
-    scaled to 0 to 1, and ``inverted_gamma`` of 1 less those; mean and deviation are kept.
-    """
+    """Random changes of intensity, each as [probability, least, most]; probability 0 is never."""
 
     noise: Chance = (0, 0, 0.1)
+    """Noise: its standard deviation, where a scan's own is 1."""
     blur: Chance = (0, 0.5, 1)
+    """Blur: sigma in voxels."""
     brightness: Chance = (0, 0.75, 1.25)
+    """Brightness: factor of the intensities."""
     contrast: Chance = (0, 0.75, 1.25)
+    """Contrast: factor about the mean, within the range of the patch."""
     low_resolution: Chance = (0, 0.5, 1)
+    """Low resolution: share of the resolution that is kept."""
     inverted_gamma: Chance = (0, 0.7, 1.5)
+    """Gamma of 1 minus the values scaled to 0 to 1; mean and deviation are kept."""
     gamma: Chance = (0, 0.7, 1.5)
+    """Gamma: exponent of the values scaled to 0 to 1; mean and deviation are kept."""
 
     @field_validator("*", mode="after")
     @classmethod
@@ -66,25 +67,22 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 
 
 class AugmentConfig(IntensityConfig):
-    """Random changes of a training patch; the same for every method.
-
-    ``kind`` sets all others: ``literature`` is that of the semi-supervised literature, ``nnunet``
-    is nnU-Net's. ``flip`` lists the axes that may be mirrored (0, 1, 2 of the prepared
-    orientation), ``rotate`` allows quarter turns in the plane of axes 0 and 1. Where one of them is
-    null, the scans decide: along an axis along which all scans lie the same way, patches are not
-    mirrored. ``angle`` is the largest rotation about each axis in degrees, ``zoom`` the largest
-    relative change of size, ``spatial`` the probability of each of the two. ``intensity`` is the
-    largest relative change of contrast and the largest shift and noise in standard deviations, in
-    every patch.
-    """
+    """Random changes of a training patch; the same for every method."""
 
     kind: Literal["literature", "nnunet"] = "literature"
+    """Sets the others: `literature` as semi-supervised papers do, `nnunet` as nnU-Net does."""
     flip: tuple[Literal[0, 1, 2], ...] | None = None
+    """Axes that may be mirrored (0, 1, 2); null: those along which the scans lie both ways."""
     rotate: bool | None = None
+    """Whether quarter turns in the plane of axes 0 and 1 are made; null: the scans decide."""
     angle: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest rotation about each axis in degrees."""
     zoom: Annotated[float, Field(ge=0)] = 0.0
+    """Largest relative change of size."""
     spatial: Fraction = 1.0
+    """Probability of the rotation, and of the change of size."""
     intensity: Fraction = 0.1
+    """Largest relative change of contrast; largest shift and noise in standard deviations."""
 
     @property
     def flips(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ keys and bad values are refused with the key and what would have been accepted.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -16,7 +16,6 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
@@ -24,7 +23,7 @@ from dcamt.augmentation import AugmentConfig, StrongConfig
 from dcamt.errors import InputError
 from dcamt.files import write_text
 from dcamt.plain_yaml import load_yaml, parse_yaml
-from dcamt.section import Fraction, Section
+from dcamt.section import Fraction, Section, validated
 
 
 def _orientation(code: str) -> str:
@@ -46,24 +45,24 @@ Window = Annotated[tuple[float, float], AfterValidator(_window)]
 Patch = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
-_LONGEST_SHOWN = 100
-
-
 class Normalization(Section):
     """How intensities of one channel become network input.
 
-    ``zscore``: zero mean and unit variance over the volume; with ``masked`` over what is not zero
-    in any channel, holes included, and the rest stays zero. ``window``: clip to [low, high], then
-    subtract ``mean`` and divide by ``std``, all in the units of the image (HU for CT). ``minmax``:
-    from 0 to 1 over the volume. ``none``: the file holds network input already.
+    ``window`` clips to [low, high], subtracts ``mean`` and divides by ``std``.
     """
 
     scheme: Literal["zscore", "window", "minmax", "none"] = "zscore"
+    """`zscore`: mean 0, variance 1 in each scan; `minmax`: 0 to 1; `none`: as it is in the file."""
     masked: bool = False
+    """Whether a z-score is that of voxels that are not zero, holes included; zero stays zero."""
     low: float | None = None
+    """Lower limit of a window, in units of the image (HU for CT)."""
     high: float | None = None
+    """Upper limit of a window."""
     mean: float | None = None
+    """What a window subtracts after clipping."""
     std: PositiveFloat | None = None
+    """What a window then divides by."""
 
     @model_validator(mode="after")
     def _whole_window(self) -> "Normalization":
@@ -73,15 +72,22 @@ class Normalization(Section):
 
 
 class DataConfig(Section):
-    """What preparation may be told; everything left at null is planned from the data."""
+    """Settings of preparation; keys left at null are planned from the data."""
 
     val_fraction: Fraction = 0.2
+    """Share of the labelled cases that validates, if no splits file is given."""
     orientation: Orientation = "RAS"
+    """Axes of prepared scans, e.g. RAS or LPS."""
     spacing: Triple | None = None
+    """Voxel size in mm."""
     modality: Literal["mr", "ct", "normalized"] | None = None
+    """`ct`, `mr`, or `normalized`: intensities are used as they are."""
     window: Window | None = None
+    """Intensities to clip to, e.g. [-120, 240] HU."""
     crop: bool | None = None
+    """Whether to crop to the box of voxels that are not zero."""
     patch: Patch | None = None
+    """Size of a training patch in voxels."""
 
 
 MOST_CLASSES = 128
@@ -98,21 +104,32 @@ class ClassCodes(Section):
     """What a class is in a DICOM Segmentation: Segmented Property Category and Type."""
 
     category: Code
+    """Segmented Property Category: value, scheme, meaning."""
     type: Code
+    """Segmented Property Type: value, scheme, meaning."""
 
 
 class Plan(Section):
-    """What preparation does, resolved: written to the run and reused by ``predict``."""
+    """What preparation does: written to the run, and used again by ``predict``."""
 
     channels: tuple[str, ...]
+    """Names of the image channels."""
     classes: tuple[str, ...]
+    """Names of the classes, the background first."""
     ignore: int | None
+    """Label value of voxels that nobody annotated."""
     orientation: Orientation
+    """Axes of prepared scans."""
     spacing: Triple
+    """Voxel size in mm."""
     crop: bool
+    """Whether scans are cropped to the box of voxels that are not zero."""
     normalization: tuple[Normalization, ...]
+    """How intensities are normalised, channel by channel."""
     patch: Patch
+    """Size of a training patch in voxels."""
     codes: dict[str, ClassCodes] = Field(default_factory=dict)
+    """DICOM codes of classes, by their names."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Plan":
@@ -124,15 +141,14 @@ class Plan(Section):
 
 
 class BackboneConfig(Section):
-    """A backbone by its name; a name alone stands for one in its own sizes.
-
-    ``width``: channels at full resolution. ``size``: S, B, ... of those that come in named sizes.
-    Either may be left at null, which is what the backbone itself takes.
-    """
+    """A backbone by its name; a name alone stands for one in its own sizes."""
 
     name: str
+    """Name of the backbone."""
     width: PositiveInt | None = None
+    """Channels at full resolution; null: the backbone's usual number."""
     size: str | None = None
+    """S, B, M, ... of a backbone that has named sizes; null: its usual one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -141,57 +157,70 @@ class BackboneConfig(Section):
 
 
 class NetworkConfig(BackboneConfig):
-    """The backbone every method builds its branches from."""
+    """The backbone of which every method builds its networks."""
 
     name: str = "vnet"
+    """Backbone: vnet, unet, resenc, segresnet, mednext or swin-unetr."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout rate."""
 
 
 class TrainConfig(Section):
-    """The protocol.
-
-    ``decay``: the rate is divided by 10 at each fraction of the run in ``decay_at`` (``step``), or
-    falls as (1 - done)^``power`` (``polynomial``).
-    """
+    """The protocol of training."""
 
     iterations: PositiveInt = 6000
+    """Training iterations."""
     labeled_batch: PositiveInt = 2
+    """Labelled patches in an iteration, on each device."""
     unlabeled_batch: PositiveInt = 2
+    """Unlabelled patches in an iteration, on each device."""
     learning_rate: PositiveFloat = 0.01
+    """Learning rate of SGD at the start."""
     momentum: Fraction = 0.9
+    """Momentum of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Weight decay."""
     decay: Literal["step", "polynomial"] = "step"
+    """`step`: the rate is divided by 10 at each of `decay_at`; `polynomial`: (1 - done)^`power`."""
     decay_at: tuple[Fraction, ...] = (2500 / 6000, 5000 / 6000)
+    """Shares of the run after which the rate falls (`step`)."""
     power: PositiveFloat = 0.9
+    """Exponent of the polynomial decay."""
     foreground: Fraction = 1 / 3
+    """Share of the patches that are drawn so that they show foreground."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """`auto`: bfloat16 on a GPU that has its units, float32 elsewhere."""
     devices: PositiveInt = 1
+    """Processes that train together, one for each GPU."""
     workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare patches; 0: the training does it itself."""
     checkpoint_every: PositiveInt = 250
+    """Iterations between two checkpoints."""
     validate_every: Annotated[int, Field(ge=0)] = 500
+    """Iterations between two validations; 0: only at the end."""
     augment: AugmentConfig = AugmentConfig()
     strong: StrongConfig = StrongConfig()
 
 
 class PredictConfig(Section):
-    """Sliding-window inference.
-
-    ``overlap`` is the shared fraction of neighbouring windows; ``stride``, where set, is their
-    distance along each axis in voxels instead. Windows are averaged with ``weighting``: the middle
-    counts more (gaussian) or every voxel alike. ``batch`` windows are computed at once.
-    """
+    """Sliding-window inference."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share that neighbouring windows have in common."""
     stride: Patch | None = None
+    """Distance of windows in voxels along each axis, in place of the overlap."""
     weighting: Literal["gaussian", "constant"] = "gaussian"
+    """`gaussian`: the middle of a window counts more; `constant`: all of it alike."""
     batch: PositiveInt = 4
+    """Windows computed at once."""
 
 
 class MethodConfig(BaseModel):
-    """A method's name, and the options that its own ``Config`` checks."""
+    """The training method, and its options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "dca-mt"
+    """Training method; its options are the other keys of this section."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -202,52 +231,17 @@ class Config(Section):
     """Everything that decides a run. ``plan`` is filled in once the data have been seen."""
 
     dataset: Path | None = None
+    """Folder of the data set; filled in by the command."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of everything random: split, weights, patches."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU if there is one."""
     data: DataConfig = DataConfig()
     plan: Plan | None = None
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
     method: MethodConfig = MethodConfig()
     predict: PredictConfig = PredictConfig()
-
-
-AnySection = TypeVar("AnySection", bound=BaseModel)
-
-
-def validated(section: type[AnySection], values: Any, source: str) -> AnySection:
-    """``values`` as a ``section``; InputError names the key, its fault and the known keys."""
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = _shown(".".join(map(str, first["loc"])) or "the configuration").strip("'\"")
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(_fields_beside(section, first["loc"]))
-            raise InputError(f"{source}: unknown key '{key}'; known keys there: {known}") from None
-        if first["type"] == "missing":
-            raise InputError(f"{source}: {key} is missing") from None
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        raise InputError(f"{source}: {key} = {_shown(first['input'])}: {message}") from None
-
-
-def _shown(value: Any) -> str:
-    """A value of the user's as one short line."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
-
-
-def _fields_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    for part in location[:-1]:
-        field = section.model_fields.get(str(part))
-        kinds = (
-            [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        )
-        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        if inner:
-            section = inner[0]
-    return sorted(section.model_fields)
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:

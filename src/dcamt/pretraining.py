@@ -31,10 +31,10 @@ class MaskedReconstruction(Method):
     """Trained as a method is, on patches whose labels it does not look at; it segments nothing."""
 
     class Config(Section):
-        """``mask``: share of the blocks that is hidden. ``block``: their side in voxels."""
-
         mask: Annotated[float, Field(gt=0, lt=1)] = 0.6
+        """Share of the blocks that is hidden."""
         block: PositiveInt = 8
+        """Side of a block in voxels."""
 
     config: Config
 

@@ -13,7 +13,7 @@ from dcamt.commands.options import PathLike, Weights, command
 def card(
     runs: Annotated[
         Iterable[PathLike] | PathLike,
-        typer.Argument(help="Run folder; several: the seeds of one."),
+        typer.Argument(help="Run folder, or several that differ in the seed alone."),
     ],
     weights: Weights = "last",
 ) -> str:

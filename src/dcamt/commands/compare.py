@@ -32,7 +32,9 @@ Counts = Annotated[
     typer.Option(help="Numbers of labels, e.g. 8 or 4,8,16,all (all: V-Net only)."),
 ]
 Seeds = Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")]
-Jobs = Annotated[int | None, typer.Option(help="Runs at once; default one a core, or a GPU.")]
+Jobs = Annotated[
+    int | None, typer.Option(help="Runs trained at once; default one for each core or GPU.")
+]
 
 
 @command
@@ -43,7 +45,7 @@ def compare(
     ],
     methods: Annotated[
         str | Iterable[str],
-        typer.Option(help="NAME[:KEY=VALUE...],... The first is what the others are tested with."),
+        typer.Option(help="NAME[:KEY=VALUE...],... The others are tested against the first."),
     ],
     *,
     labeled: Counts = None,

@@ -11,7 +11,11 @@ from dcamt.commands.options import Device, Sets, command, with_commas
 @command
 def cost(
     method: Annotated[str, typer.Option(help="Training method.")] = "dca-mt",
-    patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels.")] = (112, 112, 80),
+    patch: Annotated[tuple[int, int, int], typer.Option(help="Patch size in voxels.")] = (
+        112,
+        112,
+        80,
+    ),
     channels: Annotated[int, typer.Option(help="Image channels.")] = 1,
     classes: Annotated[int, typer.Option(help="Classes with background.")] = 2,
     width: Annotated[
@@ -24,7 +28,7 @@ def cost(
         typer.Option(help="Measure these against V-Net: NAME,NAME,... or all."),
     ] = None,
     iterations: Annotated[
-        int | None, typer.Option(help="Measured, with --methods; default 20 (GPU) or 3 (CPU).")
+        int | None, typer.Option(help="Iterations to measure; default 20 (GPU) or 3 (CPU).")
     ] = None,
     device: Annotated[Device, typer.Option(help="Where to measure.")] = "auto",
 ) -> dict[str, Any]:

@@ -34,7 +34,7 @@ SETTINGS = (
 def demo(
     out: Annotated[PathLike, typer.Option(help="Folder to write to.")] = "demo",
 ) -> "dict[str, Metrics]":
-    """Train DCA-MT and a V-Net on drawn phantoms, segment, evaluate and compare: minutes.
+    """Train DCA-MT and a V-Net on drawn phantoms, segment, evaluate and compare, in minutes.
 
     Both methods see the same labels for the same iterations; the new phantoms are drawn after
     another seed and take no part in training. Returns, and writes to ``out``/summary.json, the

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def doctor() -> "Iterator[Finding]":
-    """Tell versions, processor, memory, GPU and cache, and check that the arithmetic is right.
+    """Show versions, processor, memory, GPU and cache, and check that the arithmetic is right.
 
     Gives each finding as soon as it is made.
     """

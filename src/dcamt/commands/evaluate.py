@@ -25,7 +25,7 @@ def evaluate(
         typer.Option(help="NAME,...; also assd, hd, hd95_max and nsd (surface Dice)."),
     ] = "dice,jaccard,hd95,asd",
     tolerance: Annotated[
-        float, typer.Option(help="Distance up to which nsd takes surfaces for one.")
+        float, typer.Option(help="Distance within which nsd counts surfaces as equal.")
     ] = 1.0,
 ) -> "Scores":
     """Dice, Jaccard, 95HD and ASD, or others, per case and class, as JSON and a table.

@@ -14,7 +14,7 @@ def export(
     out: Annotated[PathLike, typer.Option(help="Folder to write.")],
     *,
     weights: Weights = "last",
-    megabytes: Annotated[float, typer.Option(help="Largest file of safetensors.")] = 16,
+    megabytes: Annotated[float, typer.Option(help="Largest file of safetensors, MB.")] = 16,
     format: Annotated[
         Literal["safetensors", "onnx", "bundle"],
         typer.Option(help="safetensors: for dcamt. onnx, bundle (MONAI): for other programs."),

@@ -25,7 +25,7 @@ Splits = Annotated[
     typer.Option(help="JSON of labeled, unlabeled, val, test; or nnU-Net's FILE:FOLD."),
 ]
 Iterations = Annotated[int | None, typer.Option(help="Training iterations.")]
-TrainingDevice = Annotated[Device | None, typer.Option(help="Default auto.")]
+TrainingDevice = Annotated[Device | None, typer.Option(help="Where to compute; default auto.")]
 Recipe = Annotated[PathLike | None, typer.Option(help="YAML recipe.")]
 Sets = Annotated[
     Iterable[str], typer.Option("--set", help="key=value, e.g. network.width=8. Repeatable.")

@@ -21,39 +21,42 @@ def predict(
     *,
     weights: Weights = "last",
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also a map per class.")
+        bool, typer.Option("--probabilities", help="Also a probability map of each class.")
     ] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also entropy and disagreement.")
+        bool, typer.Option("--uncertainty", help="Also maps of entropy and disagreement.")
     ] = False,
     largest_component: Annotated[
-        bool, typer.Option("--largest-component", help="Keep one piece per class.")
+        bool, typer.Option("--largest-component", help="Keep the largest piece of each class.")
     ] = False,
     dicom_seg: Annotated[
-        bool, typer.Option("--dicom-seg", help="Also a DICOM Segmentation (scans in DICOM).")
+        bool, typer.Option("--dicom-seg", help="Also a DICOM Segmentation, of DICOM scans.")
     ] = False,
     series: Annotated[
-        int | None, typer.Option(help="Which one, from 1, if a DICOM folder holds several.")
+        int | None,
+        typer.Option(help="Number of the series, from 1, if a DICOM folder holds several."),
     ] = None,
     format: Annotated[
         Literal["nii.gz", "nrrd", "mha", "h5"] | None,
-        typer.Option(help="Of segmentations and maps; default nii.gz."),
+        typer.Option(help="Format of segmentations and maps; default nii.gz."),
     ] = None,
-    overlap: Annotated[float | None, typer.Option(help="Window overlap, 0 to below 1.")] = None,
+    overlap: Annotated[float | None, typer.Option(help="Overlap of windows, 0 to below 1.")] = None,
     stride: Annotated[
-        tuple[int, int, int] | None, typer.Option(help="Window stride in voxels, not overlap.")
+        tuple[int, int, int] | None,
+        typer.Option(help="Distance of windows in voxels, in place of the overlap."),
     ] = None,
     weighting: Annotated[
-        Literal["gaussian", "constant"] | None, typer.Option(help="Default gaussian.")
+        Literal["gaussian", "constant"] | None,
+        typer.Option(help="Weight of a window's voxels; default gaussian."),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     backend: Annotated[
         Literal["torch", "openvino"], typer.Option(help="openvino: faster on a CPU.")
     ] = "torch",
-    jobs: Annotated[int, typer.Option(help="Scans at once, each in a process.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip cases already done.")] = False,
+    jobs: Annotated[int, typer.Option(help="Scans segmented at once, each in a process.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip cases that are done.")] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on with scans that arrive, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Wait for more scans, until Ctrl-C.")
     ] = False,
     quiet: Quiet = False,
 ) -> list[Path]:

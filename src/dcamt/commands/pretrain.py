@@ -36,8 +36,12 @@ def pretrain(
     config: Recipe = None,
     set: Sets = (),
     plan: PlanFile = None,
-    mask: Annotated[float | None, typer.Option(help="Share to hide; default 0.6.")] = None,
-    block: Annotated[int | None, typer.Option(help="Voxels a side of it; default 8.")] = None,
+    mask: Annotated[
+        float | None, typer.Option(help="Share of a patch to hide; default 0.6.")
+    ] = None,
+    block: Annotated[
+        int | None, typer.Option(help="Side of a hidden block, voxels; default 8.")
+    ] = None,
     resume: Resume = False,
     quiet: Quiet = False,
 ) -> Path:

@@ -42,7 +42,7 @@ def train(
     set: Sets = (),
     plan: PlanFile = None,
     within: Annotated[
-        str | None, typer.Option(help="Time there is, e.g. 2h; the training is sized for it.")
+        str | None, typer.Option(help="Time for the training, e.g. 2h; it is sized to fit.")
     ] = None,
     init: Init = None,
     resume: Resume = False,

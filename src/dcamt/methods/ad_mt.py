@@ -46,13 +46,16 @@ class ADMT(Method):
     views = 1
 
     class Config(Section):
-        """``turn``: iterations that a teacher is on duty at most."""
-
         weight: float = 2.0
+        """Weight of the loss on unlabelled patches."""
         ramp: Fraction = 0.4
+        """Share of the run over which that loss rises to full weight."""
         threshold: Fraction = 0.8
+        """Confidence from which a voxel counts."""
         decay: Fraction = 0.99
+        """Share of its old weights that the teacher keeps in an iteration, at most."""
         turn: PositiveInt = 19
+        """Longest turn of a teacher, in iterations."""
 
     config: Config
 

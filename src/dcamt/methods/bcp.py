@@ -33,9 +33,13 @@ class BCP(Method):
 
     class Config(Section):
         paste: Fraction = 2 / 3
+        """Share of each side of the patch that the pasted box takes."""
         weight: float = 0.5
+        """Weight of voxels whose label comes from the teacher."""
         decay: Fraction = 0.99
+        """Share of its old weights that the teacher keeps in an iteration, at most."""
         pretrain: Fraction = 2 / 17
+        """Share of the run that mixes labelled patches alone."""
 
     config: Config
 

@@ -41,12 +41,14 @@ class CoBioNet(Method):
     networks = 2
 
     class Config(Section):
-        """``threshold``: the critic's probability of a label above which a voxel teaches."""
-
         weight: float = 1.0
+        """Weight of the loss on unlabelled patches."""
         ramp: Fraction = 0.4
+        """Share of the run over which that loss rises to full weight."""
         adversarial: float = 0.01
+        """Weight of what the critic says, within that loss."""
         threshold: Fraction = 0.3
+        """Probability of a label, by the critic, above which a voxel teaches."""
 
     config: Config
 

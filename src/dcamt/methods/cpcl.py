@@ -38,13 +38,16 @@ class CPCL(Method):
     """One student on labelled patches, one teacher on unlabelled ones."""
 
     class Config(Section):
-        """``scale``: what cosines are multiplied by before the softmax."""
-
         forward_weight: float = 0.1
+        """Weight of labelled prototypes on unlabelled patches."""
         backward_weight: float = 1.0
+        """Weight of unlabelled prototypes on labelled patches."""
         ramp: Fraction = 0.6
+        """Share of the run over which both losses rises to full weight."""
         scale: PositiveFloat = 20.0
+        """Factor of the cosines before the softmax."""
         decay: Fraction = 0.99
+        """Share of its old weights that the teacher keeps in an iteration, at most."""
 
     config: Config
 

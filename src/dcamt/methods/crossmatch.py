@@ -49,20 +49,22 @@ class CrossMatch(Method):
     views = 2
 
     class Config(Section):
-        """``dropout``, at the bottleneck, replaces that of the network section.
-
-        ``weak`` and ``strong``: dropout of features, channel by channel. ``boxes``: the probability
-        of a box in a strong view. ``learning_rate``: that of AdamW at first.
-        """
-
         image: float = 0.25
+        """Weight of the loss between the plain patch and its strong views."""
         alike: Fraction = 0.3
+        """Share of L_alike; L_clean has the rest."""
         threshold: Fraction = 0.75
+        """Confidence from which a voxel counts at the start of the run, in units of ln 2."""
         dropout: Rate = 0.5
+        """Dropout at the bottleneck, in place of `network.dropout`."""
         weak: Rate = 0.25
+        """Dropout of channels in the weak decoding."""
         strong: Rate = 0.75
+        """Dropout of channels in the strong decoding."""
         boxes: Fraction = 0.5
+        """Probability that a strong view gets a box of another patch."""
         learning_rate: PositiveFloat = 1e-3
+        """Learning rate of AdamW at the start."""
 
     config: Config
 

@@ -55,58 +55,63 @@ class DCAMT(Method):
     class Config(Section):
         """Options; the paper's symbols in brackets.
 
-        ``components``: the rows of the ablation (Tables 1-2). ``units``: what L_feat compares,
-        pooled samples or bottleneck voxels; a token is foreground if that class fills
-        ``foreground_share`` of the voxels below it (0.5: by majority). ``teacher``: moved by its
-        ``gradient``, by the ``ema`` of the student, or by ``both``, gradient first. The decay is
-        ``ema_early`` until ``ema_switch`` of the run and ``ema_late`` after. ``ramp``: fraction of
-        the run over which the unlabelled terms reach full weight.
-
-        Beyond the paper: ``targets`` that are ``hard`` put 0.5 (cross-entropy + Dice) with the
-        other branch's most probable class in the place of the KL divergence; ``soft`` is the paper.
-        ``paste`` is the share of each side of a box that an unlabelled patch keeps for itself (0:
-        no mixing). Around it lies a labelled patch, and the targets come from the unmixed one. As
-        the branches must look at that too, each patch is used in ``boxes`` places of the batch,
-        within different labelled patches, and as many fewer patches are used: 1 uses them all, 2
-        the first half. ``around`` says what lies around the box: a labelled patch, another
-        unlabelled one, or one of the two at random for each place. Within an unlabelled one the
-        branches teach each other, too. ``strong``: how many strong views the branches learn from
-        (0: none, the patch itself; 1: one for both; 2: one for each). Their targets always come
-        from the patch itself. A branch teaches where it gives a class at least the probability
-        ``confidence``. All this is part of the distillation.
-
-        ``teacher_network`` and ``student_network`` are backbones other than that of the network
-        section: a name, or name, width and size. Their bottlenecks must be of one size; where they
-        differ in channels, the teacher's features are projected into the student's (1x1x1) to be
-        exchanged and compared, and what it finds there is projected back.
+        Beyond the paper, and part of the distillation, are ``targets=hard``, mixed patches (from
+        ``paste`` to ``around``), ``strong`` views and ``confidence``. Targets always come from the
+        patch itself, without mixing and strong changes. So each branch also looks at that patch.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
+        """Which parts are used: the rows of the ablation (Tables 1-2)."""
         heads: PositiveInt = 4
+        """Heads of the cross-attention."""
         head_size: PositiveInt = 32
+        """Channels of each head."""
         shared_attention: bool = False
+        """Whether one attention serves both directions."""
         units: Literal["tokens", "samples"] = "tokens"
+        """What L_feat compares: bottleneck voxels (tokens), or pooled samples."""
         foreground_share: Fraction = 0.1
+        """Share of its voxels that a class must fill to name a token; 0.5 is the majority."""
         bandwidths: tuple[PositiveFloat, ...] = (1.0,)
-        mmd_weight: float = 1.0  # a
-        intra_weight: float = 0.5  # b
-        inter_weight: float = 0.1  # g
-        to_student: float = 0.5  # l1; the paper's 1.0 goes with soft targets
-        to_teacher: float = 0.5  # l2; the paper's 0.3 likewise
-        temperature: PositiveFloat = 1.0  # tau
+        """Kernel bandwidths, as multiples of the median distance."""
+        mmd_weight: float = 1.0
+        """Weight of MMD (a)."""
+        intra_weight: float = 0.5
+        """Weight of L_intra (b)."""
+        inter_weight: float = 0.1
+        """Weight of L_inter (g)."""
+        to_student: float = 0.5
+        """Weight of what the student learns (l1); the paper's 1.0 goes with soft targets."""
+        to_teacher: float = 0.5
+        """Weight of what the teacher learns (l2); the paper's 0.3 goes with soft targets."""
+        temperature: PositiveFloat = 1.0
+        """Temperature of the soft targets (tau)."""
         ramp: Fraction = 0.4
+        """Share of the run over which the unlabelled terms rise to full weight."""
         teacher: Literal["gradient", "ema", "both"] = "gradient"
+        """What moves the teacher: its gradient, the average of the student, or both."""
         ema_early: Fraction = 0.99
+        """Decay of that average at first."""
         ema_late: Fraction = 0.999
+        """Decay of that average later."""
         ema_switch: Fraction = 0.5
+        """Share of the run after which the late decay holds."""
         targets: Literal["soft", "hard"] = "hard"
+        """`soft`: KL divergence, as in the paper. `hard`: the other's most probable class."""
         paste: Fraction = 0.67
+        """Share of each side that an unlabelled patch keeps as a box; 0 mixes nothing."""
         boxes: PositiveInt = 1
+        """In how many mixed patches each unlabelled one is used; with 2, half of them are used."""
         around: Literal["labeled", "unlabeled", "either"] = "labeled"
+        """What lies around the box; `either` chooses at random each time."""
         strong: Literal[0, 1, 2] = 0
+        """Strong views to learn from: none, one for both branches, or one for each."""
         confidence: Fraction = 0.0
+        """Least probability of a class with which a branch teaches."""
         teacher_network: BackboneConfig | None = None
+        """Another backbone for the teacher: a name, or name, width and size; same stride."""
         student_network: BackboneConfig | None = None
+        """Another backbone for the student; features are projected where channels differ."""
 
     config: Config
 

@@ -29,12 +29,14 @@ class DTC(Method):
     """Segmentation and distance from one network."""
 
     class Config(Section):
-        """``steepness``: k, large enough for the sigmoid to be almost a step."""
-
         sdm_weight: float = 0.3
+        """Weight of the distance maps on labelled patches."""
         weight: float = 1.0
+        """Weight of the consistency between the two tasks."""
         ramp: Fraction = 1.0
+        """Share of the run over which that loss rises to full weight."""
         steepness: PositiveFloat = 1500.0
+        """k of the sigmoid that turns a distance map into a mask; large: almost a step."""
 
     config: Config
 

@@ -43,19 +43,20 @@ class DualTeacher(Method):
     """One student with dropout, two teachers without."""
 
     class Config(Section):
-        """``epoch``: length of a teacher's turn, as a fraction of the run.
-
-        ``intensity``: largest relative change of contrast, and largest shift in standard
-        deviations, of the strong view. ``dropout`` replaces that of the network section.
-        """
-
         weight: float = 1.0
+        """Weight of the loss on mixed patches."""
         implicit: float = 0.2
+        """Weight of the loss of the sub-networks."""
         threshold: Fraction = 0.95
+        """Confidence from which a voxel counts."""
         decay: Fraction = 0.99
+        """Share of its old weights that the teacher keeps in an iteration, at most."""
         epoch: Annotated[float, Field(gt=0, le=1)] = 1 / 200
+        """Length of a teacher's turn, as a share of the run."""
         intensity: Fraction = 0.5
+        """Largest relative change of contrast, and largest shift in standard deviations."""
         dropout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+        """Dropout of the network, in place of `network.dropout`."""
 
     config: Config
 

@@ -47,16 +47,16 @@ class DualFete(Method):
     views = 2
 
     class Config(Section):
-        """``trial``: length of a trial step in each tensor of weights.
-
-        ``boxes``: the probability of a box in a strong view.
-        """
-
         weight: float = 1.0
+        """Weight of the loss between the teachers."""
         ramp: Fraction = 0.2
+        """Share of the run over which that loss rises to full weight."""
         threshold: Fraction = 0.7
+        """Confidence from which a voxel counts."""
         trial: PositiveFloat = 0.05
+        """Length of a trial step in each tensor of weights."""
         boxes: Fraction = 0.5
+        """Probability that a strong view gets a box of another patch."""
 
     config: Config
 

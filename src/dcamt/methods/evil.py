@@ -33,11 +33,12 @@ class EVIL(Method):
     """An evidential network and a segmentation network."""
 
     class Config(Section):
-        """``threshold``: the uncertainty above which the E-Net teaches nothing."""
-
         weight: float = 0.1
+        """Weight of the loss on unlabelled patches."""
         ramp: Fraction = 1.0
+        """Share of the run over which that loss rises to full weight."""
         threshold: Fraction = 0.2
+        """Uncertainty above which a voxel teaches nothing."""
 
     config: Config
 

@@ -29,13 +29,16 @@ class GA(Method):
     networks = 2
 
     class Config(Section):
-        """``hardest`` and ``hardest_pseudo``: k for labels and for the other network's guesses."""
-
         weight: float = 0.1
+        """Weight of the loss on unlabelled patches."""
         ramp: Fraction = 1.0
+        """Share of the run over which that loss rises to full weight."""
         hardest: Fraction = 0.1
+        """Share of the labelled voxels that count: the hardest ones."""
         hardest_pseudo: Fraction = 1.0
+        """The same share among voxels labelled by the other network."""
         gamma: Fraction = 0.5
+        """Balance of the classes: 0 is the plain mean, 1 counts every class alike."""
 
     config: Config
 

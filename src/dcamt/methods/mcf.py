@@ -37,12 +37,14 @@ class MCF(Method):
     networks = 2
 
     class Config(Section):
-        """``temperature``: T of the sharpening."""
-
         disagreement: float = 0.5
+        """Weight of the error where the two networks disagree."""
         weight: float = 0.1
+        """Weight of the loss on unlabelled patches."""
         ramp: Fraction = 1.0
+        """Share of the run over which that loss rises to full weight."""
         temperature: PositiveFloat = 0.1
+        """T of the sharpening; smaller is sharper."""
 
     config: Config
 

@@ -23,8 +23,11 @@ class MeanTeacher(Method):
 
     class Config(Section):
         weight: float = 0.1
+        """Weight of the loss on unlabelled patches."""
         ramp: Fraction = 1.0
+        """Share of the run over which that loss rises to full weight."""
         decay: Fraction = 0.99
+        """Share of its old weights that the teacher keeps in an iteration, at most."""
 
     config: Config
 

@@ -28,11 +28,12 @@ class PiModel(Method):
     """One V-Net with dropout."""
 
     class Config(Section):
-        """``dropout`` replaces that of the network section, which may be 0."""
-
         weight: float = 0.1
+        """Weight of the loss on unlabelled patches."""
         ramp: Fraction = 1.0
+        """Share of the run over which that loss rises to full weight."""
         dropout: Annotated[float, Field(gt=0, lt=1)] = 0.5
+        """Dropout of the network, in place of `network.dropout`."""
 
     config: Config
 

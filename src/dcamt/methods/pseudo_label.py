@@ -23,7 +23,9 @@ class PseudoLabel(Method):
 
     class Config(Section):
         weight: float = 0.1
+        """Weight of the loss on unlabelled patches."""
         ramp: Fraction = 1.0
+        """Share of the run over which that loss rises to full weight."""
 
     config: Config
 

@@ -40,8 +40,11 @@ class SASSNet(Method):
 
     class Config(Section):
         sdm_weight: float = 0.3
+        """Weight of the distance maps on labelled patches."""
         weight: float = 0.01
+        """Weight of what the discriminator says."""
         ramp: Fraction = 1.0
+        """Share of the run over which that loss rises to full weight."""
 
     config: Config
 

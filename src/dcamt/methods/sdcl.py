@@ -47,15 +47,20 @@ class SDCL(Method):
     networks = 2
 
     class Config(Section):
-        """``learning_rate``: that of Adam."""
-
         mse: float = 0.5
+        """Weight of the squared error where the students disagree."""
         kl: float = 0.05
+        """Weight of the step towards no opinion where a student is wrong."""
         paste: Fraction = 2 / 3
+        """Share of each side of the patch that the pasted box takes."""
         weight: float = 0.5
+        """Weight of voxels whose label comes from the teacher."""
         decay: Fraction = 0.99
+        """Share of its old weights that the teacher keeps in an iteration, at most."""
         pretrain: Fraction = 2 / 17
+        """Share of the run that mixes labelled patches alone."""
         learning_rate: PositiveFloat = 1e-3
+        """Learning rate of Adam."""
 
     config: Config
 

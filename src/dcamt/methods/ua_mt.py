@@ -32,13 +32,16 @@ class UAMT(Method):
     """One student trained by gradients, one teacher that also says how sure it is."""
 
     class Config(Section):
-        """``passes``: T. ``dropout`` replaces that of the network section, which may be 0."""
-
         weight: float = 0.1
+        """Weight of the loss on unlabelled patches."""
         ramp: Fraction = 1.0
+        """Share of the run over which that loss rises to full weight."""
         decay: Fraction = 0.99
+        """Share of its old weights that the teacher keeps in an iteration, at most."""
         passes: PositiveInt = 8
+        """T: passes of the teacher from which its uncertainty is measured."""
         dropout: Annotated[float, Field(gt=0, lt=1)] = 0.5
+        """Dropout of the network, in place of `network.dropout`."""
 
     config: Config
 

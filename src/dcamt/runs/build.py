@@ -13,7 +13,6 @@ from dcamt.config import (
     Patch,
     Plan,
     Triple,
-    validated,
 )
 from dcamt.data.plan import fits, multiples
 from dcamt.engine import checkpoint
@@ -25,7 +24,7 @@ from dcamt.networks.backbone import Backbone, Network, Stride, common_stride
 from dcamt.networks.convolution import take_fast_convolutions
 from dcamt.pretraining import MaskedReconstruction
 from dcamt.records.run_folder import RunConfig, read_config
-from dcamt.section import Section
+from dcamt.section import Section, validated
 
 PRETRAINING: dict[str, type[Method]] = {"masked-reconstruction": MaskedReconstruction}
 """What `dcamt pretrain` trains, by its name in the configuration. It segments nothing."""

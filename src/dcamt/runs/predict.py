@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from dcamt.config import PredictConfig, validated
+from dcamt.config import PredictConfig
 from dcamt.data.dataset import Case
 from dcamt.data.folder import remarks_on
 from dcamt.data.formats import ending_of
@@ -34,6 +34,7 @@ from dcamt.reporting.console import plain_console
 from dcamt.runs.build import load_run
 from dcamt.runs.segment import Request, Segment, segment_all, segmenter
 from dcamt.runs.watch import watch
+from dcamt.section import validated
 
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 RECORD = "predict.json"
