@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.errors import InputError
-from dcamt.escape import printable
 from dcamt.evaluation.metrics import INVENTED, MISSED, OVERLAPS, TITLES
 from dcamt.evaluation.statistics import case_means, metrics_of
 from dcamt.files import read_text, refuse_existing, write_text
@@ -20,9 +18,11 @@ from dcamt.records.finished_run import FinishedRun, read_run
 from dcamt.records.scores import CaseScore, ClassScore, Metric, Scores
 from dcamt.reporting.cases import read_case
 from dcamt.reporting.curves import plot_curves
+from dcamt.reporting.page import render_page
 from dcamt.reporting.planes import TINTS, oblique_angle, plot_planes
 from dcamt.reporting.style import data_uri
 from dcamt.reporting.values import DASH, heading, shown, unit_of
+from dcamt.reporting.viewer import LAYERS, embed, has_uncertainty, run_cases, view_data
 
 
 def write_report(run: Path, dataset: Dataset | None = None) -> Path:
@@ -202,15 +202,12 @@ def _render(run: FinishedRun, dataset: Dataset | None, note: str | None) -> str:
         {**run.config, "dataset": folder},
         sort_keys=False, allow_unicode=True, default_flow_style=None,
     )  # fmt: skip
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if isinstance(value, str) else value,
-    )
-    return environment.get_template("report.html").render(
+    cases = run_cases(run, dataset) if dataset else []
+    layers = LAYERS if has_uncertainty(run.folder / "validation") else LAYERS[:-1]
+    return render_page(
+        "report.html",
+        view=view_data(cases, names, layers, run.log, served=False),
+        embedded=embed(cases),
         dataset=run.data["name"] if run.data else dataset.name if dataset else folder,
         licence=run.data["licence"] if run.data else "",
         method=method.get("name", "unknown method"),
