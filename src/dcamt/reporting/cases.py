@@ -45,3 +45,8 @@ def read_uncertainty(image: Volume, scan: Path, folder: Path, name: str) -> Arra
     if not path.is_file():
         return None
     return aligned(image, read_image([path]), scan, path, "uncertainty").array[0]
+
+
+def has_uncertainty(folder: Path) -> bool:
+    """Whether beside segmentations there are maps of uncertainty."""
+    return any((folder / UNCERTAINTY).glob("*_entropy.*"))

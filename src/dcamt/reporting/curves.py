@@ -54,7 +54,8 @@ def curve_data(log: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
         kept_x, kept_y = _thin(x, y)
         low, high = _shown_range(y)
         low = 0.0 if name == "learning_rate" else low
-        curve = {"title": escape.printable(_title(name)), "x": _short(kept_x), "y": _short(kept_y)}
+        curve: dict[str, Any] = {"title": escape.printable(_title(name))}
+        curve |= {"x": _short(kept_x), "y": _short(kept_y)}
         curve |= {"range": [low, high if high > low else low + 1]}
         if name not in _LAST:
             smooth_x, smooth_y = _smooth(x, y)

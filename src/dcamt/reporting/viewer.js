@@ -510,9 +510,7 @@ async function openCase(index, again) {
   byId("next").disabled = index === page.cases.length - 1;
   tellFacts(one);
   document.querySelectorAll("tr.opened").forEach((row) => row.classList.remove("opened"));
-  document.querySelectorAll("tr[data-case]").forEach((row) => {
-    if (row.dataset.case === one.name) row.classList.add("opened");
-  });
+  for (const row of rows()) if (row.dataset.number === String(index)) row.classList.add("opened");
   byId("viewer").dataset.shown = "";
   if (!page.served && !byId(`case-${index}`)) {
     return say("This case is not in the file, which would be too large. `dcamt view` with the run folder shows it.");
@@ -533,6 +531,8 @@ async function openCase(index, again) {
   }
 }
 
+const rows = () => document.querySelectorAll("#cases tbody tr");
+
 function makeCases() {
   byId("case").replaceChildren(...page.cases.map((one, i) => new Option(
     [one.name, ...one.facts.slice(0, 1).map((pair) => pair.join(" "))].join(" · "), String(i),
@@ -541,9 +541,10 @@ function makeCases() {
   byId("previous").addEventListener("click", () => openCase(state.at - 1));
   byId("next").addEventListener("click", () => openCase(state.at + 1));
   const numbers = new Map(page.cases.map((one, i) => [one.name, i]));
-  document.querySelectorAll("tr[data-case]").forEach((row) => {
-    const index = numbers.get(row.dataset.case), cell = row.cells[0];
-    if (index === undefined) return;
+  for (const row of rows()) {
+    const cell = row.cells[0], index = numbers.get(cell.textContent);
+    if (index === undefined) continue;
+    row.dataset.number = index;
     const link = button(cell.textContent, "Open in the viewer", () => {
       openCase(index);
       byId("viewer").scrollIntoView({ behavior: "smooth", block: "start" });
@@ -551,7 +552,7 @@ function makeCases() {
     link.className = "open";
     cell.replaceChildren(link);
     row.addEventListener("click", (event) => { if (event.target !== link) link.click(); });
-  });
+  }
 }
 
 async function rereadCurves() {

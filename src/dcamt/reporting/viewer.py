@@ -15,7 +15,7 @@ from dcamt.evaluation.metrics import INVENTED, MISSED, OVERLAPS, TITLES
 from dcamt.evaluation.statistics import case_means, metrics_of
 from dcamt.records.finished_run import FinishedRun
 from dcamt.records.scores import Scores
-from dcamt.reporting.cases import UNCERTAINTY, read_case, read_uncertainty
+from dcamt.reporting.cases import read_case, read_uncertainty
 from dcamt.reporting.curves import curve_data
 from dcamt.reporting.page import encoded
 from dcamt.reporting.planes import PREDICTION, REFERENCE, TINTS
@@ -119,11 +119,6 @@ def scored_cases(scores: Scores) -> list[tuple[str, dict[str, str], bool]]:
         }
         found.append((name, facts, name in wrong))
     return found
-
-
-def has_uncertainty(folder: Path) -> bool:
-    """Whether beside segmentations there are maps of uncertainty."""
-    return any((folder / UNCERTAINTY).glob("*_entropy.*"))
 
 
 def read_layers(dataset: Dataset, name: str, folders: Sequence[Path]) -> Layers:

@@ -23,9 +23,9 @@ _SAMPLE = 1_000_000
 class Layers:
     """What is shown of a case, all on the voxels of the scan.
 
-    scan: (X, Y, Z) intensities of one channel. affine: (4, 4) voxel -> RAS+ mm. reference: (X, Y, Z)
-    label values. predictions: as many segmentations as are shown side by side. uncertainty: of
-    each of them a map (X, Y, Z), 0 to 1, or None.
+    scan: (X, Y, Z) intensities of one channel. affine: (4, 4) voxel -> RAS+ mm. reference:
+    (X, Y, Z) label values. predictions: as many segmentations as are shown side by side.
+    uncertainty: of each of them a map (X, Y, Z), 0 to 1, or None.
     """
 
     scan: Array
@@ -53,10 +53,11 @@ def pack(layers: Layers, whole: bool = False, limit: int = VOXELS) -> bytes:
     """A line of JSON, the length of each file by its name in their order, and then the files.
 
     The files are NIfTI on the nearest RAS axes: "scan", and "reference", "prediction-0",
-    "uncertainty-0" and so on where there are such. They hold the surroundings of the structures, or all of the scan if it is ``whole`` or has no
-    structures. Above ``limit`` voxels every second, fourth, ... voxel along an axis is taken, which
-    the header's description tells: "step 2 2 1". All are 8-bit: the scan from its 0.5th to its
-    99.5th percentile, uncertainty in steps of 1/255; labels above 255 are 255.
+    "uncertainty-0" and so on where there are such. They hold the surroundings of the structures, or
+    all of the scan if it is ``whole`` or has no structures. Above ``limit`` voxels every second,
+    fourth, ... voxel along an axis is taken, which the header's description tells: "step 2 2 1".
+    All are 8-bit: the scan from its 0.5th to its 99.5th percentile, uncertainty in steps of 1/255;
+    labels above 255 are 255.
     """
     labels = {"reference": layers.reference}
     labels |= {f"prediction-{n}": array for n, array in enumerate(layers.predictions)}
@@ -68,7 +69,8 @@ def pack(layers: Layers, whole: bool = False, limit: int = VOXELS) -> bytes:
         for array in present.values():
             mask |= array > 0
         box = view_box(mask, spacing)
-    start, stop = zip(*(s.indices(n)[:2] for s, n in zip(box, layers.scan.shape, strict=True)))
+    bounds = [s.indices(n)[:2] for s, n in zip(box, layers.scan.shape, strict=True)]
+    start, stop = zip(*bounds, strict=True)
     step = _step(np.subtract(stop, start), spacing, limit)
     part = tuple(slice(a, b, s) for a, b, s in zip(start, stop, step, strict=True))
     affine = layers.affine.copy()
