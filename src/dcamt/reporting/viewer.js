@@ -128,8 +128,8 @@ const strength = (name) => {
   return layer && layer.shown && !state.hidden ? layer.opacity : 0;
 };
 
-function colourOf(which, value) {
-  if (page.classes.length <= 2) return rgb(page.single[which]);
+function colourOf(which, value, kinds) {
+  if (Math.max(page.classes.length, kinds) <= 2) return rgb(page.single[which]);
   const colour = rgb(page.colours[value - 1]); // of the reference paler
   return which === "reference" ? colour.map((c) => Math.round(c + (255 - c) * 0.5)) : colour;
 }
@@ -144,8 +144,8 @@ function colourTable(kinds, solid) {
     const edges = code & 3, differs = (code >> 2) & 1;
     const p = (code >> 3) % kinds, r = Math.floor((code >> 3) / kinds);
     const label = [0, 0, 0, 0];
-    if (r && (!outlined || edges & 2)) over(label, colourOf("reference", r), strength("reference"));
-    if (p && (!outlined || edges & 1)) over(label, colourOf("prediction", p), strength("prediction"));
+    if (r && (!outlined || edges & 2)) over(label, colourOf("reference", r, kinds), strength("reference"));
+    if (p && (!outlined || edges & 1)) over(label, colourOf("prediction", p, kinds), strength("prediction"));
     if (differs) over(label, !p ? MISSED : !r ? INVENTED : CONFUSED, strength("difference"));
     for (let doubt = 0; doubt < 256; doubt++) {
       const colour = label.slice();
@@ -196,6 +196,7 @@ async function makePanel(title, number) {
     const head = document.createElement("h4");
     head.textContent = title;
     node.append(head);
+    node.classList.add("titled");
   }
   byId("panels").append(node);
   const panel = { number, title, node, planes: await attach(planes, {}), solid: await attach(solid, {}) };
@@ -319,12 +320,13 @@ function readout(location) {
   }));
 }
 
-// The slices in which the structures are largest; the middle without any.
+// The slice across each axis in which the structures are largest, of equal ones the middle one.
 function goHome(panel) {
   const { planes, areas, size } = panel;
   const largest = (n, k) => {
     const most = areas[k].reduce((a, b) => Math.max(a, b), 0);
-    return most ? areas[k].indexOf(most) : n >> 1;
+    const such = [...areas[k].keys()].filter((i) => areas[k][i] === most);
+    return such[such.length >> 1];
   };
   planes.scene.pan2Dxyzmm = [0, 0, 0, 1];
   planes.scene.crosshairPos = size.map((n, k) => (largest(n, k) + 0.5) / n);
@@ -548,6 +550,7 @@ function makeCases() {
     const link = button(cell.textContent, "Open in the viewer", () => {
       openCase(index);
       byId("viewer").scrollIntoView({ behavior: "smooth", block: "start" });
+      state.panels[0].planes.canvas.focus({ preventScroll: true });
     });
     link.className = "open";
     cell.replaceChildren(link);
