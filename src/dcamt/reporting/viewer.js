@@ -242,10 +242,11 @@ async function fill(panel, files) {
   scan.cal_max = header.intercept + 255 * header.slope;
   const labelled = prediction || reference || doubt;
   panel.overlay = labelled ? await colours(files.scan) : null;
-  panel.surface = prediction || reference ? await colours(files.scan) : null;
+  panel.surface = null;
+  panel.header = prediction || reference ? files.scan : null;
   setVolumes(panel.planes, labelled ? [scan, panel.overlay] : [scan]);
-  setVolumes(panel.solid, panel.surface ? [panel.surface] : []);
-  if (!panel.surface) panel.solid.drawScene();
+  setVolumes(panel.solid, []);
+  panel.solid.drawScene();
   paint(panel, true);
 }
 
@@ -260,11 +261,21 @@ function paint(panel, fresh) {
   paintSolid(panel);
 }
 
+// The structures in 3D, a moment later: the slices come first, and a slider is not held up.
 function paintSolid(panel) {
-  if (!panel.stale || !panel.surface || ![null, SOLID].includes(state.view)) return;
-  panel.surface.img = coloured(panel, true);
-  panel.solid.updateGLVolume();
-  panel.stale = false;
+  clearTimeout(panel.waiting);
+  panel.waiting = setTimeout(async () => {
+    if (!panel.stale || !panel.header || ![null, SOLID].includes(state.view)) return;
+    panel.stale = false;
+    const { header } = panel;
+    const surface = panel.surface || (await colours(header));
+    if (panel.header !== header) return; // another case came meanwhile
+    panel.surface = surface;
+    surface.img = coloured(panel, true);
+    setVolumes(panel.solid, [surface]);
+    panel.solid.updateGLVolume();
+    panel.node.dataset.solid = "drawn";
+  }, 150);
 }
 
 // --------------------------------------------------------------------------------- moving about

@@ -4,6 +4,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -191,10 +192,13 @@ def _scan_of(name: str, scans: Mapping[str, Case]) -> Case:
 
 
 def _read_scan(images: Sequence[Path], segmentation: Path | None, name: str) -> Layers:
-    image = read_image(images[:1])
-    if segmentation is None:
+    with ThreadPoolExecutor() as pool:  # most of a large scan's time is decompression
+        reading = pool.submit(read_image, images[:1])
+        label = None if segmentation is None else read_label(segmentation)
+        image = reading.result()
+    if segmentation is None or label is None:
         return Layers(image.array[0], image.affine, None, [], [])
-    label = aligned(image, read_label(segmentation), images[0], segmentation, "segmentation")
+    label = aligned(image, label, images[0], segmentation, "segmentation")
     doubt = read_uncertainty(image, images[0], segmentation.parent, name)
     return Layers(image.array[0], image.affine, None, [label.array], [doubt])
 
