@@ -4,8 +4,8 @@
 
 Draws both (210 MB of int16, gzipped), serves them and opens the page in Chromium, which draws with
 the processor here as there is no graphics card. The time runs from the request of the page to the
-first slices with their overlay; the structures in 3D follow. Prints a line a time, with what reading and packing took of it, and
-the load of the machine.
+first slices with their overlay; the structures in 3D follow. Prints a line a time, with what
+reading and packing took of it, and the load of the machine.
 """
 
 import argparse

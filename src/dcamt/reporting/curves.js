@@ -52,7 +52,7 @@ function chart(curve) {
     viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0,
     "aria-label": `${curve.title}: ${shortNumber(last)} at iteration ${curve.x[curve.x.length - 1]}`,
   });
-  for (const y of ticks(y0, y1, 3)) {
+  for (const y of ticks(y0, y1, 4)) {
     drawing.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: py(y), y2: py(y) }));
     drawing.append(svg("text", { x: left - 5, y: py(y) + 3, "text-anchor": "end" }, shortNumber(y)));
   }

@@ -185,6 +185,20 @@ async function attach(place, options) {
   return drawn;
 }
 
+// NiiVue computes the gradients of every scan, to shade it in 3D. Slices need none, and a
+// processor that draws without a graphics card takes seconds for them.
+function withoutGradients(drawn) {
+  const { gl } = drawn, unneeded = [drawn.blurShader.program, drawn.sobelFirstOrderShader.program];
+  const use = gl.useProgram.bind(gl), draw = gl.drawArrays.bind(gl);
+  let skipped = false;
+  gl.useProgram = (program) => {
+    skipped = unneeded.includes(program);
+    use(program);
+  };
+  gl.drawArrays = (...what) => { if (!skipped) draw(...what); };
+  return drawn;
+}
+
 async function makePanel(title, number) {
   const node = document.createElement("div");
   node.className = "panel";
@@ -199,7 +213,7 @@ async function makePanel(title, number) {
     node.classList.add("titled");
   }
   byId("panels").append(node);
-  const panel = { number, title, node, planes: await attach(planes, {}), solid: await attach(solid, {}) };
+  const panel = { number, title, node, planes: withoutGradients(await attach(planes, {})), solid: await attach(solid, {}) };
   panel.planes.canvas.setAttribute("role", "application");
   panel.planes.canvas.setAttribute("aria-label", `Slices${title ? ` of ${title}` : ""}; arrow keys, page up and page down`);
   panel.solid.canvas.setAttribute("role", "img");
@@ -516,6 +530,8 @@ function tellFacts(one) {
 
 async function openCase(index, again) {
   if (index < 0 || index >= page.cases.length || (index === state.at && !again)) return;
+  const early = index === 0 ? state.first : null;
+  state.first = null;
   state.at = index;
   const one = page.cases[index];
   byId("case").value = String(index);
@@ -531,7 +547,7 @@ async function openCase(index, again) {
   say("Loading …", true);
   await new Promise(requestAnimationFrame);
   try {
-    const files = await loadFiles(index);
+    const files = await (early || loadFiles(index));
     if (state.at !== index) return; // another one was chosen meanwhile
     for (const panel of state.panels) await fill(panel, files);
     const { step } = headerOf(files.scan);
@@ -584,6 +600,8 @@ async function start() {
   if (!page.cases.length) return;
   const able = typeof DecompressionStream === "function" && document.createElement("canvas").getContext("webgl2");
   if (!able) throw new Error("no WebGL2");
+  state.first = loadFiles(0); // while the library is made ready
+  state.first.catch(() => {}); // told where the case is shown
   await loadNiivue();
   byId("viewer").hidden = false;
   byId("panels").style.setProperty("--columns", Math.min(page.panels.length, 2));
