@@ -243,6 +243,15 @@ def test_without_javascript_the_pictures_are_shown(run, browser, watch):
     assert watched.page.locator(".still-curves img").is_visible()
 
 
+def test_on_paper_there_are_pictures(run, browser, watch):
+    page = watch(browser).open(address(run))
+    assert page.locator(".still figure img").first.is_hidden()
+    page.emulate_media(media="print")
+    assert page.locator("#viewer").is_hidden() and page.locator("#charts").is_hidden()
+    assert page.locator(".still figure img").first.is_visible()
+    assert page.locator(".still-curves img").is_visible()
+
+
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_the_window(run, browser, watch, width, scheme):

@@ -170,6 +170,9 @@ def test_a_training_that_runs_shows_its_curves_and_reads_them_again(tiny_run, tm
         with (run / "log.csv").open("a") as log:
             log.write(",".join(["77", *line[1:]]) + "\n")
         after = json.loads(ask(server, f"/{server.secret}/curves")[1])
+        (run / "validation.json").write_bytes((tiny_run / "validation.json").read_bytes())
+        assert not json.loads(ask(server, f"/{server.secret}/curves")[1])["running"]
+        assert page_data(ask(server, f"/{server.secret}/")[1].decode())["cases"]
     assert before["running"] and after["running"]
     assert before["curves"][0]["x"] == [1, 2, 3]
     assert after["curves"][0]["x"] == [1, 2, 3, 77]

@@ -591,6 +591,7 @@ async function rereadCurves() {
     const { curves, running } = await response.json();
     drawCurves(curves);
     if (running) setTimeout(rereadCurves, 5000);
+    else location.reload(); // the cases are there now
   }
 }
 

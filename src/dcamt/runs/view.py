@@ -70,18 +70,20 @@ def show(paths: Sequence[Path], ranking: Path | None = None) -> Shown:
 
 
 def _show_run(folder: Path) -> Shown:
-    run = read_run(folder)
-    dataset, _ = read_data(run)
+    cases: list[ShownCase] = []
 
     def page() -> str:
         now = read_run(folder)
-        return render_report(now, *read_data(now), served=True)
+        dataset, note = read_data(now)
+        cases[:] = run_cases(now, dataset) if dataset else []  # a training may have ended
+        return render_report(now, dataset, note, served=True)
 
     def curves() -> Mapping[str, Any]:
         now = read_run(folder)
         return {"curves": curve_data(now.log), "running": now.scores is None}
 
-    return Shown(run_cases(run, dataset) if dataset else [], page, curves)
+    read_run(folder)  # refuses what is none before a page is served
+    return Shown(cases, page, curves)
 
 
 def _show_comparison(folder: Path) -> Shown:
