@@ -13,6 +13,7 @@ from markupsafe import Markup
 from dcamt.escape import printable
 
 HERE = Path(__file__).parent
+SCRIPTS = ("curves.js", "loading.js", "overlays.js", "panels.js", "viewer.js")
 
 
 def render_page(template: str, *, served: bool = False, **values: Any) -> str:
@@ -30,7 +31,7 @@ def render_page(template: str, *, served: bool = False, **values: Any) -> str:
         finalize=_shown,
     )
     style = _text("page.css") + _text("viewer.css")
-    script = _text("curves.js") + _text("viewer.js")
+    script = "".join(map(_text, SCRIPTS))
     policy = (
         f"default-src 'none'; script-src {_hash(script)} {_hash(_library())}; "
         f"style-src {_hash(style)}; img-src data: blob:; base-uri 'none'; form-action 'none'"
