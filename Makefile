@@ -9,7 +9,7 @@ SITE := .venv/docs-installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz bench lint format types docs clean
+.PHONY: help install demo test test-slow test-browser fuzz bench lint format types docs clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,10 +20,13 @@ demo: $(INSTALLED) ## train, predict and report on drawn volumes, in minutes
 	$(BIN)/dcamt demo
 
 test: lint types ## lint, type check and the quick tests
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not browser"
 
 test-slow: $(TOOLS) ## the tests that take minutes
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not browser"
+
+test-browser: $(TOOLS) ## the pages in a real browser (Chromium); skips without one
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
 
 fuzz: $(TOOLS) ## 10,000 damaged files for every reader
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --inputs 10000

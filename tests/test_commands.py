@@ -38,6 +38,7 @@ POSITIONAL = {
     "pretrain": ("dataset", "out"),
     "report": ("run",),
     "train": ("dataset", "out"),
+    "view": ("paths",),
 }
 """What Python takes without a name; scripts rely on the order."""
 SHOWN = {"inspect": {"as_json", "every"}, "evaluate": {"quiet"}, "cost": {"as_json"}}

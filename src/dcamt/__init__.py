@@ -28,6 +28,7 @@ __all__ = [
     "pretrain",
     "report",
     "train",
+    "view",
 ]
 
 TYPE_CHECKING = False
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         pretrain,
         report,
         train,
+        view,
     )
     from dcamt.errors import InputError
 

@@ -13,6 +13,7 @@ from dcamt.commands.prepare import prepare
 from dcamt.commands.pretrain import pretrain
 from dcamt.commands.report import report
 from dcamt.commands.train import train
+from dcamt.commands.view import view
 
 __all__ = [
     "ablate",
@@ -29,4 +30,5 @@ __all__ = [
     "pretrain",
     "report",
     "train",
+    "view",
 ]

@@ -134,6 +134,7 @@ COMMANDS: dict[Callable[..., Any], Callable[..., None]] = {
     api.prepare: _nothing,
     api.evaluate: _scores,
     api.report: _path,
+    api.view: _nothing,
     api.card: _text,
     api.export: _lines,
     api.compare: _comparison,

@@ -198,7 +198,10 @@ def test_report_stands_alone_and_escapes_names(page: str) -> None:
     assert "four &lt;b&gt;" in page
     assert "<b>" not in page
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', page))
-    assert not re.search(r"<(link|script|iframe)|href=|@import|url\(", page)
+    assert not re.search(r"<(link|iframe)|href=|@import|url\(", page)
+    assert "default-src 'none'" in page and "connect-src" not in page and "unsafe" not in page
+    # What the viewer is told, four cases, NiiVue and the viewer.
+    assert page.count("<script") == page.count("</script>") == 7
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from dcamt.data.formats.stored import Forms, Stored
 from dcamt.data.grid import (
     GRID_TOLERANCE,
     apart,
+    in_c_order,
     is_nowhere,
     is_sheared,
     onto,
@@ -92,7 +93,8 @@ def read_image(paths: Sequence[Path], series: int | None = None) -> Volume:
     first = volumes[0]
     for index in range(1, len(volumes)):
         volumes[index] = aligned(first, volumes[index], paths[0], paths[index], "channel")
-    array = np.ascontiguousarray(np.concatenate([v.array for v in volumes]))
+    arrays = [volume.array for volume in volumes]
+    array = in_c_order(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
     remarks = dict.fromkeys(remark for volume in volumes for remark in volume.remarks)
     return Volume(array, first.affine, first.forms, tuple(remarks))
 
@@ -126,7 +128,7 @@ def read_label(path: Path) -> Volume:
             f"{path}: label values run from {lowest:.0f} to {highest:.0f}, but must lie between 0 "
             f"and {LARGEST_LABEL}; remap them to 0, 1, 2, ..."
         )
-    array = np.ascontiguousarray(whole, dtype=np.int16)
+    array = in_c_order(whole, np.int16)
     return Volume(array, stored.affine, stored.forms, stored.remarks)
 
 

@@ -7,9 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcamt.data.dataset import Dataset
+from dcamt.data.grid import Array
 from dcamt.data.volume import Volume, aligned, read_image, read_label
 from dcamt.errors import InputError
 from dcamt.records.finished_run import segmentation_in
+
+UNCERTAINTY = "uncertainty"
+"""The folder beside segmentations that holds CASE_entropy, 0 to 1."""
 
 
 def read_case(
@@ -30,3 +34,19 @@ def read_case(
         path = segmentation_in(folder, name)
         found.append(aligned(image, read_label(path), scan, path, "segmentation").array)
     return image, reference.array, found
+
+
+def read_uncertainty(image: Volume, scan: Path, folder: Path, name: str) -> Array | None:
+    """The map (X, Y, Z) of a case's uncertainty beside its segmentation, 0 to 1, if there is one.
+
+    Raises InputError if it cannot be read or lies on another grid than ``image``, read of ``scan``.
+    """
+    path = segmentation_in(folder / UNCERTAINTY, f"{name}_entropy")
+    if not path.is_file():
+        return None
+    return aligned(image, read_image([path]), scan, path, "uncertainty").array[0]
+
+
+def has_uncertainty(folder: Path) -> bool:
+    """Whether beside segmentations there are maps of uncertainty."""
+    return any((folder / UNCERTAINTY).glob("*_entropy.*"))

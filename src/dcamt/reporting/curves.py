@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from dcamt import escape
 from dcamt.reporting.style import INK, LINE, MUTED, WIDTH, new_figure, style
 
 _BINS = 400  # points a curve keeps, so that long runs stay small files
+_LAST = ("learning_rate", "val_dice")
 
 
 def plot_curves(log: Mapping[str, NDArray[np.float64]]) -> Figure:
@@ -22,11 +24,7 @@ def plot_curves(log: Mapping[str, NDArray[np.float64]]) -> Figure:
             columns but `iteration` and `seconds` are drawn, those without a value are left out.
     """
     iteration = log["iteration"]
-    last = ("learning_rate", "val_dice")
-    names = [name for name in log if name not in ("iteration", "seconds", *last)]
-    names += [name for name in last if name in log]
-    names = [name for name in names if np.isfinite(log[name]).any()]
-
+    names = _names(log)
     columns = 3
     rows = max(1, math.ceil(len(names) / columns))
     figure = new_figure(WIDTH, 2.25 * rows)
@@ -42,27 +40,68 @@ def plot_curves(log: Mapping[str, NDArray[np.float64]]) -> Figure:
     return figure
 
 
+def curve_data(log: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+    """The panels of `plot_curves` as numbers, for pages that draw them.
+
+    Each has a title, x and y, the range of y that is shown, and for a loss "smooth" with x and y.
+    """
+    curves = []
+    for name in _names(log):
+        present = np.isfinite(log[name]) & np.isfinite(log["iteration"])
+        x, y = log["iteration"][present], log[name][present] * (100 if name == "val_dice" else 1)
+        if not len(x):
+            continue
+        kept_x, kept_y = _thin(x, y)
+        low, high = _shown_range(y)
+        low = 0.0 if name == "learning_rate" else low
+        curve: dict[str, Any] = {"title": escape.printable(_title(name))}
+        curve |= {"x": _short(kept_x), "y": _short(kept_y)}
+        curve |= {"range": [low, high if high > low else low + 1]}
+        if name not in _LAST:
+            smooth_x, smooth_y = _smooth(x, y)
+            curve["smooth"] = {"x": _short(smooth_x), "y": _short(smooth_y)}
+        curves.append(curve)
+    return curves
+
+
+def _names(log: Mapping[str, NDArray[np.float64]]) -> list[str]:
+    """The columns that have a curve, losses first."""
+    names = [name for name in log if name not in ("iteration", "seconds", *_LAST)]
+    names += [name for name in _LAST if name in log]
+    return [name for name in names if np.isfinite(log[name]).any()]
+
+
+def _title(name: str) -> str:
+    return "validation Dice (%)" if name == "val_dice" else name.replace("_", " ")
+
+
+def _shown_range(y: NDArray[np.float64]) -> tuple[float, float]:
+    """The range of a curve; a few spikes must not flatten the rest of a long one."""
+    low, high = np.percentile(y, [0.5, 99.5]) if len(y) >= 200 else (y.min(), y.max())
+    margin = 0.05 * (high - low) or 0.05
+    return float(low - margin), float(high + margin)
+
+
+def _short(values: NDArray[np.float64]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
 def _plot_panel(axes: Axes, name: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     style(axes)
     if name == "learning_rate":
-        title = "learning rate"
         axes.plot(*_thin(x, y), color=LINE, linewidth=1.4)
         axes.set_ylim(bottom=0)
     elif name == "val_dice":
-        title = "validation Dice (%)"
         axes.plot(x, 100 * y, color=LINE, linewidth=1.4, marker="o", markersize=3)
     else:
-        title = name.replace("_", " ")
         axes.plot(*_thin(x, y), color=LINE, alpha=0.25, linewidth=0.8)
         x_smooth, y_smooth = _smooth(x, y)
         axes.plot(x_smooth, y_smooth, color=LINE, linewidth=1.6)
-        if len(y) >= 200:  # a few spikes must not flatten the rest of the curve
-            low, high = np.percentile(y, [0.5, 99.5])
-            margin = 0.05 * (high - low) or 0.05
-            axes.set_ylim(low - margin, high + margin)
+        if len(y) >= 200:
+            axes.set_ylim(*_shown_range(y))
     if len(x) == 1:
         axes.plot(x, 100 * y if name == "val_dice" else y, color=LINE, marker="o", markersize=4)
-    axes.set_title(escape.plot(title), loc="left", fontsize=9.5, color=INK)
+    axes.set_title(escape.plot(_title(name)), loc="left", fontsize=9.5, color=INK)
 
 
 def _smooth(

@@ -53,7 +53,7 @@ def plot_planes(
     (image, reference, prediction), spacing = _to_body([image, reference, prediction], affine)
     in_reference, in_prediction = np.isin(reference, values), np.isin(prediction, values)
     shown = in_reference if in_reference.any() else in_prediction
-    box = _view_box(in_reference | in_prediction, spacing)
+    box = view_box(in_reference | in_prediction, spacing)
     window = _window(image[box])
     widths, heights = _sides(box, spacing)
     height = float(np.clip(WIDTH * max(heights) / sum(widths), 1.6, 6.5))
@@ -95,7 +95,7 @@ def plot_contours(
     image, reference, *found = arrays
     masks = [np.isin(array, values) for array in (reference, *found)]
     shown = masks[0] if masks[0].any() else np.logical_or.reduce(masks)
-    box = _view_box(np.logical_or.reduce(masks), spacing)
+    box = view_box(np.logical_or.reduce(masks), spacing)
     window = _window(image[box])
     widths, heights = _sides(box, spacing)
     columns = min(len(found), _COLUMNS)
@@ -246,7 +246,7 @@ def _sides(box: Box, spacing: NDArray[np.float64]) -> tuple[list[float], list[fl
     return widths, heights
 
 
-def _view_box(mask: NDArray[np.bool_], spacing: NDArray[np.float64]) -> Box:
+def view_box(mask: NDArray[np.bool_], spacing: NDArray[np.float64]) -> Box:
     """Box around the structures: a margin of a quarter of their size and at least 8 mm, and no
     side shorter than 60 % of the longest, so that flat structures keep some surroundings."""
     box = bounding_box(mask)

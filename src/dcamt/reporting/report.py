@@ -5,24 +5,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.errors import InputError
-from dcamt.escape import printable
 from dcamt.evaluation.metrics import INVENTED, MISSED, OVERLAPS, TITLES
 from dcamt.evaluation.statistics import case_means, metrics_of
 from dcamt.files import read_text, refuse_existing, write_text
 from dcamt.records.finished_run import FinishedRun, read_run
 from dcamt.records.scores import CaseScore, ClassScore, Metric, Scores
-from dcamt.reporting.cases import read_case
+from dcamt.reporting.cases import has_uncertainty, read_case
 from dcamt.reporting.curves import plot_curves
+from dcamt.reporting.page import render_page
 from dcamt.reporting.planes import TINTS, oblique_angle, plot_planes
 from dcamt.reporting.style import data_uri
 from dcamt.reporting.values import DASH, heading, shown, unit_of
+from dcamt.reporting.viewer import LAYERS, embed, run_cases, view_data
 
 
 def write_report(run: Path, dataset: Dataset | None = None) -> Path:
@@ -45,13 +45,19 @@ def write_report(run: Path, dataset: Dataset | None = None) -> Path:
     ours = not kept or "dcamt report</title>" in kept
     refuse_existing(path, ours, "move it away", kind="report of dcamt")
     content = read_run(run)
-    note = None
-    try:
-        dataset = dataset or read_dataset(Path(str(content.config.get("dataset"))))
-    except InputError as error:
-        note = _without_folders(str(error), content, Path(str(content.config.get("dataset"))))
-    write_text(path, _render(content, dataset, note))
+    write_text(path, render_report(content, *read_data(content, dataset)))
     return path
+
+
+def read_data(
+    run: FinishedRun, dataset: Dataset | None = None
+) -> tuple[Dataset | None, str | None]:
+    """The data set of a run, if it can be read and is not given already, and else why not."""
+    folder = Path(str(run.config.get("dataset")))
+    try:
+        return dataset or read_dataset(folder), None
+    except InputError as error:
+        return None, _without_folders(str(error), run, folder)
 
 
 # --------------------------------------------------------------------------------------- tables
@@ -190,7 +196,13 @@ def _without_folders(text: str, run: FinishedRun, dataset: Path) -> str:
     return text
 
 
-def _render(run: FinishedRun, dataset: Dataset | None, note: str | None) -> str:
+def render_report(
+    run: FinishedRun, dataset: Dataset | None, note: str | None, served: bool = False
+) -> str:
+    """The page of a run; ``note`` says why there is no ``dataset``.
+
+    A page that is ``served`` gets its cases from the server, another one has them in it.
+    """
     plan = run.config.get("plan") or {}
     names = tuple(plan.get("classes") or (dataset.classes if dataset else ()))
     values = [value for value in range(1, len(names)) if value != plan.get("ignore")]
@@ -202,15 +214,13 @@ def _render(run: FinishedRun, dataset: Dataset | None, note: str | None) -> str:
         {**run.config, "dataset": folder},
         sort_keys=False, allow_unicode=True, default_flow_style=None,
     )  # fmt: skip
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if isinstance(value, str) else value,
-    )
-    return environment.get_template("report.html").render(
+    cases = run_cases(run, dataset) if dataset else []
+    layers = LAYERS if has_uncertainty(run.folder / "validation") else LAYERS[:-1]
+    return render_page(
+        "report.html",
+        served=served,
+        view=view_data(cases, names, layers, run.log, served=served, running=served and not scores),
+        embedded={} if served else embed(cases),
         dataset=run.data["name"] if run.data else dataset.name if dataset else folder,
         licence=run.data["licence"] if run.data else "",
         method=method.get("name", "unknown method"),
