@@ -26,6 +26,7 @@ __all__ = [
     "predict",
     "prepare",
     "pretrain",
+    "rank",
     "report",
     "train",
 ]
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         predict,
         prepare,
         pretrain,
+        rank,
         report,
         train,
     )
