@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -35,11 +36,12 @@ from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
 from dcamt.reporting.terminal import plain_console
 from dcamt.runs.build import load_run
+from dcamt.runs.summary import CSV, JSON, refuse_other_summary, summed_up
 
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 RECORD = "predict.json"
 """Beside the segmentations of a folder: the weights and settings that made them."""
-_BARE = {RECORD, *EXTRA_FOLDERS}
+_BARE = {RECORD, CSV, JSON, *EXTRA_FOLDERS}
 """What a folder may hold in which nothing is segmented yet."""
 
 
@@ -73,6 +75,7 @@ def segment_scans(
     outputs = _name_outputs(input, out, format, scans)
     single = out in outputs.values()
     folder = out.parent if single else out
+    extras = replace(extras, summary=not single)
     _check_place(input, out, scans, single)
     if extras.dicom_seg:
         check_sources(scan.images[0] for scan in scans)
@@ -98,7 +101,10 @@ def segment_scans(
     console = plain_console(stderr=True, quiet=quiet)
     for note in remarks_on(unread, skip=folder.resolve()):
         console.print(printable(note))
-    with nullcontext() if single else _recorded(out, made_with, files):
+    record = nullcontext() if single else _recorded(out, made_with, files)
+    ending, classes = made_with["format"], plan.classes
+    summary = nullcontext() if single else summed_up(out, ending, classes, run, weights, console)
+    with record, summary:
         for place in (folder, *(folder / name for name in extras.folders())):
             remove_abandoned(place)
         todo = [scan for scan in scans if not all(map(os.path.lexists, files[scan.name]))]
@@ -198,6 +204,7 @@ def _refuse_others(
     out: Path, made_with: Mapping[str, Any], files: Mapping[str, Sequence[Path]]
 ) -> None:
     """InputError if segmentations of another origin would lie beside the new ones."""
+    refuse_other_summary(out)
     if not os.path.lexists(out / RECORD):
         if existing := _existing(files):
             raise InputError(
