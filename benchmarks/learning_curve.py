@@ -2,25 +2,25 @@
 
     python benchmarks/learning_curve.py DATASET --splits SPLITS --config RECIPE --out FOLDER
 
-For each seed a run starts with --labels labels. Each order of `dcamt rank` then chooses --add of
-its unlabelled training cases, whose labels exist but were hidden, and a new run trains with these
-labels too. All runs are scored on the validation cases of the split. What is finished in FOLDER is
-not made again, so a run that was stopped goes on when it is called again. Prints a Markdown table:
-Dice (%) of each seed, and the mean over seeds of what was gained over the start.
+For each seed a run starts with --labels labels. `dcamt rank` then ranks its unlabelled training
+cases, whose labels exist but were hidden, and new runs train with the labels of --add more cases:
+the first of that order, the first by doubt alone, and as many drawn at random. All runs are scored
+on the validation cases of the split. What is finished in FOLDER is not made again, so a run that
+was stopped goes on when it is called again. Prints a Markdown table: Dice (%) of each seed, and the
+mean over seeds of what was gained over the start.
 """
 
 import argparse
 import csv
 import json
+import random
 from pathlib import Path
 from statistics import fmean
-from typing import get_args
 
 import dcamt
 from dcamt.data.dataset import read_dataset
 from dcamt.data.split import Split, choose_split
 from dcamt.files import write_json
-from dcamt.runs.rank import Order
 
 
 def main() -> None:
@@ -40,19 +40,28 @@ def main() -> None:
     for seed in range(given.seeds):
         start = given.out / f"start-seed{seed}"
         curve["start"].append(_dice(start, split, seed, given))
-        for order in get_args(Order):
-            ranking = given.out / f"{order}-seed{seed}.csv"
-            if not ranking.exists():
-                dcamt.rank(start, given.dataset, ranking, budget=given.add, by=order, quiet=True)
-            more = _with_labels(split, _chosen(ranking))
+        ranking = given.out / f"ranking-seed{seed}.csv"
+        if not ranking.exists():
+            dcamt.rank(start, given.dataset, ranking, quiet=True)
+        for order, names in _orders(ranking, seed).items():
+            more = _with_labels(split, names[: given.add])
             dice = _dice(given.out / f"{order}-seed{seed}", more, seed, given)
             curve.setdefault(order, []).append(dice)
             print(_table(curve), flush=True)
 
 
-def _chosen(ranking: Path) -> list[str]:
+def _orders(ranking: Path, seed: int) -> dict[str, list[str]]:
+    """Case names by who orders them, from a whole ranking by "spread"."""
     with ranking.open(newline="", encoding="utf-8") as file:
-        return [row["case"] for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    # What `--by uncertainty` orders by: its mean with the disagreement, where there is one.
+    doubts = {r["case"]: float(r["uncertainty"]) + float(r["disagreement"] or 0) for r in rows}
+    names = [row["case"] for row in rows]
+    return {
+        "spread": names,
+        "uncertainty": sorted(names, key=lambda name: -doubts[name]),
+        "random": random.Random(seed).sample(sorted(names), len(names)),
+    }
 
 
 def _with_labels(split: Split, chosen: list[str]) -> Split:
