@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dcamt.config import Plan
 from dcamt.data.formats import ending_of
 from dcamt.data.formats.dicom_seg import write_segmentation
 from dcamt.data.space import (
@@ -80,12 +81,7 @@ def predict_case(
     ``output`` cannot hold.
     """
     plan = config.plan
-    image = read_image(images, series)
-    if len(image.array) != len(plan.channels):
-        raise InputError(
-            f"{images[0]}: the number of channels is {len(image.array)}, but the run was trained "
-            f"on {len(plan.channels)} ({', '.join(plan.channels)}); give a scan of just these"
-        )
+    image = read_scan(images, plan, series)
     check_can_hold(output, image)
     check_memory(image, images[0], predictor, config, extras)
     array, placement = to_network(image, plan)
@@ -135,6 +131,17 @@ def predict_case(
     # The segmentation comes last: where it exists, the case is done.
     write(output, segmentation)
     return remarks
+
+
+def read_scan(images: Sequence[Path], plan: Plan, series: int | None = None) -> Volume:
+    """A scan of the channels of ``plan``; InputError if it has others or cannot be read."""
+    image = read_image(images, series)
+    if len(image.array) != len(plan.channels):
+        raise InputError(
+            f"{images[0]}: the number of channels is {len(image.array)}, but the run was trained "
+            f"on {len(plan.channels)} ({', '.join(plan.channels)}); give a scan of just these"
+        )
+    return image
 
 
 def check_memory(

@@ -19,13 +19,12 @@ from dcamt.config import Patch
 from dcamt.data.dataset import Case
 from dcamt.data.scans import find_scans
 from dcamt.data.space import to_network
-from dcamt.data.volume import check_channels, read_image
 from dcamt.engine.device import make_fabric
 from dcamt.errors import InputError
 from dcamt.escape import csv_cell, printable
 from dcamt.files import read_json, refuse_existing, write_text
 from dcamt.inference.confidence import expected_dice
-from dcamt.inference.predict import LOWER, Extras, check_memory, most_probable
+from dcamt.inference.predict import LOWER, Extras, check_memory, most_probable, read_scan
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.memory import told_of_memory
@@ -129,8 +128,7 @@ def _look_at(
 ) -> tuple[Ranked, NDArray[np.float32]]:
     """How unsure the networks are of a scan, and its features ``(D,)`` float32."""
     plan, path = config.plan, scan.images[0]
-    image = read_image(scan.images)
-    check_channels(image, plan.channels, path)
+    image = read_scan(scan.images, plan)
     check_memory(image, path, predictor, config, Extras(uncertainty=True))
     prepared = torch.from_numpy(to_network(image, plan)[0])
     del image
@@ -208,7 +206,8 @@ def spread(features: NDArray[np.float32], doubts: NDArray[np.float64]) -> list[i
     weight = (1 + np.argsort(np.argsort(doubts, kind="stable"))) / n
     nearest, left, order = np.zeros(n), np.ones(n, bool), []
     for _ in range(n):
-        best = int(np.where(left, weight * (1 - nearest), -1).argmax())
+        # Where scans are copies of chosen ones, doubt alone decides.
+        best = int(np.where(left, weight * (1 - nearest + 1e-6), -1).argmax())
         order.append(best)
         left[best] = False
         nearest = np.maximum(nearest, similar[best])
