@@ -20,6 +20,7 @@ def test_expected_dice_by_hand():
 
 def test_certain_probabilities_lead_to_expect_the_whole_dice():
     assert of([1, 1, 0]) == [1.0]
+    assert of([1 + 1e-6, 1 + 1e-6, 0]) == [1.0]  # as rounding leaves it
 
 
 def test_a_class_that_is_not_found_is_expected_to_have_no_dice():

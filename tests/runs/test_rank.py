@@ -59,6 +59,16 @@ def test_cases_whose_label_the_run_has_are_not_asked_for(tiny_run, phantoms, tmp
     assert len(api.rank(exported, phantoms, tmp_path / "all.csv", quiet=True)) == 6
 
 
+@pytest.mark.parametrize("text", ["{", '{"labeled": 3}'])
+def test_a_broken_split_is_told_in_one_sentence(cli, tiny_run, scans, tmp_path, text):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    (run / "split.json").write_text(text)
+    code, _, err = cli("rank", run, scans, "--out", tmp_path / "ranking.csv", "-q")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "split.json: " in err
+
+
 def test_one_network_has_no_disagreement(cli, phantoms, tiny, tmp_path, scans):
     settings = [value for value in tiny if not value.startswith("method.")]
     run = api.train(

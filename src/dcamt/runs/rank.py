@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from monai.inferers.utils import dense_patch_slices
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from dcamt.config import Patch
@@ -30,6 +31,8 @@ from dcamt.inference.sliding_window import branch_probabilities
 from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Backbone
+from dcamt.records.check import checked
+from dcamt.records.finished_run import SplitRecord
 from dcamt.records.run_folder import RunConfig
 from dcamt.reporting.terminal import plain_console
 from dcamt.runs.build import load_run
@@ -110,8 +113,9 @@ def _unlabelled(run: Path, scans: Sequence[Case], input: Path) -> list[Case]:
 
     They are told by name. An exported run has no split, so that every scan is ranked.
     """
-    split = read_json(run / "split.json") if (run / "split.json").exists() else {}
-    known = {name for part in ("labeled", "val", "test") for name in split.get(part, ())}
+    file = run / "split.json"
+    split = checked(read_json(file), TypeAdapter(SplitRecord), file) if file.exists() else None
+    known = {*split["labeled"], *split["val"], *split.get("test", ())} if split else set()
     left = [scan for scan in scans if scan.name not in known]
     if not left:
         raise InputError(f"{input}: the run has a label of every scan there; give others")
