@@ -425,6 +425,7 @@ def test_from_training_to_report(cli, phantoms, tmp_path, tiny):
     assert names == {
         "config.yaml", "split.json", "versions.json", "data.json", "log.csv", "last.safetensors",
         ".lock", "best.safetensors", "validation", "validation.json", "report.html", "tensorboard",
+        "calibration.json",
     }  # fmt: skip
     assert json.loads((run / "split.json").read_text()) == splits | {"test": []}
     versions = json.loads((run / "versions.json").read_text())

@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from rich.console import Console
 
-from dcamt.errors import InputError
+from dcamt.errors import InputError, Unwritable
 from dcamt.escape import csv_cell
 from dcamt.files import read_json, read_text, write_json, write_text
 from dcamt.inference.predict import SUMMARY
@@ -55,13 +55,27 @@ def summed_up(
     calibration = _find_calibration(run, weights, len(classes) - 1, console)
     try:
         yield
-    finally:
-        rows = write_summary(out, ending, classes, calibration)
-        cases = dict.fromkeys(row["case"] for row in rows)
-        flagged = dict.fromkeys(row["case"] for row in rows if row["flag"])
-        if rows:
-            count = number_of(len(cases), "case")
-            console.print(f"{out / CSV}: {len(flagged)} of {count} to look at, first in the list")
+    except Unwritable:
+        raise  # neither could the summary be written
+    except InputError:
+        _sum_up(out, ending, classes, calibration, console)
+        raise
+    _sum_up(out, ending, classes, calibration, console)
+
+
+def _sum_up(
+    out: Path,
+    ending: str,
+    classes: Sequence[str],
+    calibration: Calibration | None,
+    console: Console,
+) -> None:
+    rows = write_summary(out, ending, classes, calibration)
+    cases = dict.fromkeys(row["case"] for row in rows)
+    flagged = dict.fromkeys(row["case"] for row in rows if row["flag"])
+    if rows:
+        count = number_of(len(cases), "case")
+        console.print(f"{out / CSV}: {len(flagged)} of {count} to look at, first in the list")
 
 
 def _find_calibration(
