@@ -442,7 +442,7 @@ def test_from_training_to_report(cli, phantoms, tmp_path, tiny):
     assert list(rows[0])[-1] == "val_dice"
     assert [row["iteration"] for row in rows] == ["1", "2", "3"]
     assert [bool(row["val_dice"]) for row in rows] == [False, True, True]
-    assert [p.name for p in (run / "validation").iterdir()] == [
+    assert [p.name for p in (run / "validation").glob("*.nii.gz")] == [
         f"{name}.nii.gz" for name in splits["val"]
     ]
     assert list((run / "tensorboard").glob("events*"))
