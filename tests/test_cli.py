@@ -425,6 +425,7 @@ def test_from_training_to_report(cli, phantoms, tmp_path, tiny):
     assert names == {
         "config.yaml", "split.json", "versions.json", "data.json", "log.csv", "last.safetensors",
         ".lock", "best.safetensors", "validation", "validation.json", "report.html", "tensorboard",
+        "calibration.json",
     }  # fmt: skip
     assert json.loads((run / "split.json").read_text()) == splits | {"test": []}
     versions = json.loads((run / "versions.json").read_text())
@@ -441,7 +442,7 @@ def test_from_training_to_report(cli, phantoms, tmp_path, tiny):
     assert list(rows[0])[-1] == "val_dice"
     assert [row["iteration"] for row in rows] == ["1", "2", "3"]
     assert [bool(row["val_dice"]) for row in rows] == [False, True, True]
-    assert [p.name for p in (run / "validation").iterdir()] == [
+    assert [p.name for p in (run / "validation").glob("*.nii.gz")] == [
         f"{name}.nii.gz" for name in splits["val"]
     ]
     assert list((run / "tensorboard").glob("events*"))

@@ -36,6 +36,7 @@ POSITIONAL = {
     "predict": ("run", "input", "out"),
     "prepare": ("preset", "source", "out"),
     "pretrain": ("dataset", "out"),
+    "rank": ("run", "input", "out"),
     "report": ("run",),
     "train": ("dataset", "out"),
     "view": ("paths",),

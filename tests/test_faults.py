@@ -22,8 +22,10 @@ from dcamt.data.volume import read_label, write_volume
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.files import LOCK, atomic, holds, remove_abandoned, write_text
+from dcamt.inference.predict import SUMMARY
 from dcamt.runs.build import build_method
 from dcamt.runs.predict import RECORD
+from dcamt.runs.summary import CSV, JSON
 
 PLAN = Plan(
     channels=("MR",), classes=("background", "one"), ignore=None, orientation="RAS",
@@ -222,7 +224,7 @@ def test_predictions_are_whole_whenever_their_writer_is_killed(tiny_run, phantom
             np.testing.assert_array_equal(read_label(path).array, expected[path.name])
     dates = {path: path.stat().st_mtime_ns for path in kept}
     api.predict(tiny_run, phantoms, out, resume=True, quiet=True)
-    assert {path.name for path in out.iterdir()} == {*expected, RECORD, LOCK}
+    assert {path.name for path in out.iterdir()} == {*expected, SUMMARY, CSV, JSON, RECORD, LOCK}
     assert {path: path.stat().st_mtime_ns for path in kept} == dates  # not made twice
 
 

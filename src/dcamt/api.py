@@ -11,6 +11,7 @@ from dcamt.commands.inspect import inspect
 from dcamt.commands.predict import predict
 from dcamt.commands.prepare import prepare
 from dcamt.commands.pretrain import pretrain
+from dcamt.commands.rank import rank
 from dcamt.commands.report import report
 from dcamt.commands.train import train
 from dcamt.commands.view import view
@@ -28,6 +29,7 @@ __all__ = [
     "predict",
     "prepare",
     "pretrain",
+    "rank",
     "report",
     "train",
     "view",

@@ -15,11 +15,12 @@ from dcamt.data.scans import find_scans
 from dcamt.data.volume import read_image, write_volume
 from dcamt.errors import InputError
 from dcamt.files import LOCK, holds
-from dcamt.inference.predict import disagreement, entropy
+from dcamt.inference.predict import SUMMARY, disagreement, entropy
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, window_overlap
 from dcamt.runs.build import load_run
 from dcamt.runs.predict import RECORD
+from dcamt.runs.summary import CSV, JSON
 
 CPU = torch.device("cpu")
 
@@ -142,10 +143,11 @@ def test_maps_are_what_they_say(tiny_run, tmp_path, method):
     assert (maps[0][:3] == 1).all()
 
 
-def test_without_asking_only_the_segmentation_is_written(tiny_run, tmp_path):
+def test_without_asking_only_the_segmentation_and_its_numbers_are_written(tiny_run, tmp_path):
     scan(tmp_path / "in" / "a.nii.gz", np.eye(4))
     api.predict(tiny_run, tmp_path / "in", tmp_path / "out", quiet=True)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.nii.gz", RECORD, LOCK}
+    found = {p.name for p in (tmp_path / "out").iterdir()}
+    assert found == {"a.nii.gz", SUMMARY, CSV, JSON, RECORD, LOCK}
 
 
 def test_largest_component_reaches_the_file(tiny_run, tmp_path, monkeypatch):

@@ -12,6 +12,10 @@ from dcamt.errors import InputError
 from dcamt.files import LOCK, alone
 from dcamt.inference.predict import DICOM_SEG, Extras, extra_files
 from dcamt.runs.predict import RECORD
+from dcamt.runs.summary import CSV, JSON
+
+BESIDE = (RECORD, CSV, JSON, LOCK)
+"""Files of a folder of segmentations beside those of each scan."""
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def test_segmentations_of_other_weights_are_not_mixed(tiny_run, other_run, scans
     assert content(out) == before
     api.predict(tiny_run, scans, out, resume=True, quiet=True)
     after = content(out)
-    assert set(after) == {"a.nii.gz", "b.nii.gz", RECORD, LOCK}
+    assert set(after) == {"a.nii.gz", "b.nii.gz", "a.json", "b.json", *BESIDE}
     assert after["a.nii.gz"] == before["a.nii.gz"]
 
 
@@ -111,7 +115,7 @@ def test_where_nothing_could_be_segmented_other_weights_may_be_tried(
         api.predict(other_run, broken, out, quiet=True)
     assert set(content(out)) == {LOCK}
     api.predict(tiny_run, scans, out, quiet=True)
-    assert set(content(out)) == {"a.nii.gz", "b.nii.gz", RECORD, LOCK}
+    assert set(content(out)) == {"a.nii.gz", "b.nii.gz", "a.json", "b.json", *BESIDE}
 
 
 def test_the_record_says_what_made_them(tiny_run, scans, tmp_path):
@@ -234,4 +238,4 @@ def test_a_name_too_long_for_the_format_does_not_keep_the_others(tiny_run, scans
     write_volume(scans / long, np.ones((20, 18, 16), np.float32), np.eye(4))
     with pytest.raises(InputError, match="longer than"):
         api.predict(tiny_run, scans, tmp_path / "out", quiet=True)
-    assert set(content(tmp_path / "out")) == {"a.nii.gz", "b.nii.gz", RECORD, LOCK}
+    assert set(content(tmp_path / "out")) == {"a.nii.gz", "b.nii.gz", "a.json", "b.json", *BESIDE}

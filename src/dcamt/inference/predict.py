@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dcamt.config import Plan
 from dcamt.data.formats import ending_of
 from dcamt.data.formats.dicom_seg import write_segmentation
 from dcamt.data.space import (
@@ -23,6 +24,8 @@ from dcamt.data.space import (
 )
 from dcamt.data.volume import Volume, check_can_hold, read_image, write_volume
 from dcamt.errors import InputError
+from dcamt.files import write_json
+from dcamt.inference.confidence import expected_dice
 from dcamt.inference.peak import peak_memory
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import Observe, branch_probabilities
@@ -31,7 +34,8 @@ from dcamt.ops.components import keep_largest
 from dcamt.records.run_folder import RunConfig
 
 DICOM_SEG = "dicom-seg"
-EXTRA_FOLDERS = ("probabilities", "uncertainty", DICOM_SEG)
+SUMMARY = "summary"
+EXTRA_FOLDERS = ("probabilities", "uncertainty", DICOM_SEG, SUMMARY)
 """Beside the segmentations, for what is written beyond them."""
 LOWER = (
     "crop the scan, lower predict.batch in the run's config.yaml, or train with a coarser "
@@ -48,10 +52,11 @@ class Extras:
     uncertainty: bool = False
     largest_component: bool = False
     dicom_seg: bool = False
+    summary: bool = False
 
     def folders(self) -> list[str]:
         """Folders beside the segmentations that will be written to."""
-        wanted = (self.probabilities, self.uncertainty, self.dicom_seg)
+        wanted = (self.probabilities, self.uncertainty, self.dicom_seg, self.summary)
         return [name for name, on in zip(EXTRA_FOLDERS, wanted, strict=True) if on]
 
 
@@ -70,24 +75,20 @@ def predict_case(
     both are NIfTI. ``extras`` adds folders beside it:
     probabilities/CASE_CLASS.nii.gz (0 to 1), uncertainty/CASE_entropy.nii.gz (0 certain to 1) and
     uncertainty/CASE_disagreement.nii.gz (total variation between two branches, 0 to 1), all
-    float32 and in the format of ``output``, and dicom-seg/CASE.dcm. ``series`` says which one of
-    several in a DICOM folder; ``observe`` is told of every batch of windows. Returns what a user
-    should know of the scan's files. Raises InputError if the scan cannot be read, has other
-    channels than the run was trained on, or lies in a way that the format of ``output`` cannot
-    hold.
+    float32 and in the format of ``output``, dicom-seg/CASE.dcm, and summary/CASE.json
+    (`dcamt.records.summary.CaseNumbers`). ``series`` says which one of several in a DICOM folder;
+    ``observe`` is told of every batch of windows. Returns what a user should know of the scan's
+    files. Raises InputError if the scan cannot be read, has other channels than the run was trained
+    on, or lies in a way that the format of ``output`` cannot hold.
     """
     plan = config.plan
-    image = read_image(images, series)
-    if len(image.array) != len(plan.channels):
-        raise InputError(
-            f"{images[0]}: the number of channels is {len(image.array)}, but the run was trained "
-            f"on {len(plan.channels)} ({', '.join(plan.channels)}); give a scan of just these"
-        )
+    image = read_scan(images, plan, series)
     check_can_hold(output, image)
     check_memory(image, images[0], predictor, config, extras)
     array, placement = to_network(image, plan)
     write = partial(write_volume, affine=image.affine, forms=image.forms)
     remarks = image.remarks
+    millilitres = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
     del image  # a large scan and its probabilities are each most of the memory
     kept = math.prod(plan.patch) * config.predict.batch <= KEPT_UP_TO
     with kept_memory() if kept else nullcontext():
@@ -106,6 +107,7 @@ def predict_case(
     if not extras.uncertainty:
         del branches, probabilities
     segmentation = most_probable(restored)
+    expected = expected_dice(restored, segmentation) if extras.summary else []
     if not extras.probabilities:
         del restored
     if extras.largest_component:
@@ -121,9 +123,27 @@ def predict_case(
     if extras.dicom_seg:
         (path,) = files[DICOM_SEG]
         write_segmentation(path, segmentation, plan.classes, plan.codes, images[0], series)
+    if extras.summary:
+        (path,) = files[SUMMARY]
+        found = [
+            {"volume_ml": np.count_nonzero(segmentation == k) * millilitres, "expected_dice": dice}
+            for k, dice in enumerate(expected, 1)
+        ]
+        write_json({"classes": found}, path)
     # The segmentation comes last: where it exists, the case is done.
     write(output, segmentation)
     return remarks
+
+
+def read_scan(images: Sequence[Path], plan: Plan, series: int | None = None) -> Volume:
+    """A scan of the channels of ``plan``; InputError if it has others or cannot be read."""
+    image = read_image(images, series)
+    if len(image.array) != len(plan.channels):
+        raise InputError(
+            f"{images[0]}: the number of channels is {len(image.array)}, but the run was trained "
+            f"on {len(plan.channels)} ({', '.join(plan.channels)}); give a scan of just these"
+        )
+    return image
 
 
 def check_memory(
@@ -162,6 +182,7 @@ def extra_files(output: Path, extras: Extras, classes: Sequence[str]) -> dict[st
         "probabilities": [f"{_map_name(case, structure)}{ending}" for structure in classes],
         "uncertainty": [f"{case}_entropy{ending}", f"{case}_disagreement{ending}"],
         DICOM_SEG: [f"{case}.dcm"],
+        SUMMARY: [f"{case}.json"],
     }
     return {f: [output.parent / f / name for name in names[f]] for f in extras.folders()}
 

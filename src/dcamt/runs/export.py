@@ -12,6 +12,7 @@ from dcamt.errors import InputError
 from dcamt.files import atomic, holds, read_json, refuse_existing, remove_temporary
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
+from dcamt.records.summary import CALIBRATION, read_calibration
 from dcamt.runs.build import load_run
 from dcamt.runs.card import licence_note, model_card
 from dcamt.runs.export_bundle import bundle_files
@@ -45,7 +46,7 @@ def export_run(
     elif format == "bundle":
         files = bundle_files(config, method, card, licence_note(run))
     else:
-        files = _halves(run, config, method, card, int(1e6 * megabytes))
+        files = _halves(run, weights, config, method, card, int(1e6 * megabytes))
     _refuse_others(out, files)
     remove_temporary(out)
     for name, content in files.items():
@@ -55,16 +56,19 @@ def export_run(
 
 
 def _halves(
-    run: Path, config: RunConfig, method: Method, card: str, largest: int
+    run: Path, weights: str, config: RunConfig, method: Method, card: str, largest: int
 ) -> dict[str, bytes]:
-    """What ``predict`` needs: the configuration, and half-precision weights in small files."""
+    """What ``predict`` needs: configuration, half-precision weights in small files, calibration."""
     versions = read_json(run / "versions.json")
+    calibration = read_calibration(run, len(config.plan.classes) - 1)
+    kept = calibration if weights == "last" else None  # it is of the last weights
     return {
         # Always under the name that `predict` takes without being told.
         **checkpoint.halves("last.safetensors", method, largest),
         "card.md": card.encode(),
         "versions.json": json.dumps(versions, indent=1).encode(),
         "config.yaml": config_text(config.model_copy(update={"dataset": None})).encode(),
+        **({CALIBRATION: json.dumps(kept, indent=1).encode()} if kept else {}),
     }
 
 

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,14 @@ from dcamt.records.run_folder import RunConfig
 from dcamt.reporting.console import plain_console
 from dcamt.runs.build import load_run
 from dcamt.runs.segment import Request, Segment, segment_all, segmenter
+from dcamt.runs.summary import CSV, JSON, refuse_other_summary, summary_of
 from dcamt.runs.watch import watch
 from dcamt.section import validated
 
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 RECORD = "predict.json"
 """Beside the segmentations of a folder: the weights and settings that made them."""
-_BARE = {RECORD, *EXTRA_FOLDERS}
+_BARE = {RECORD, CSV, JSON, *EXTRA_FOLDERS}
 """What a folder may hold in which nothing is segmented yet."""
 
 
@@ -79,18 +81,18 @@ def segment_scans(
         scans = find_scans(input, len(plan.channels), unread)
     if series is not None and not any(scan.images[0].is_dir() for scan in scans):
         raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
+    outputs = _name_outputs(input, out, format, scans)
+    single = out in outputs.values()
+    folder = out.parent if single else out
+    extras = replace(extras, summary=not single)
 
-    def files_of(scans: Sequence[Case]) -> dict[str, list[Path]]:
-        outputs = _name_outputs(input, out, format, scans)
+    def files_of(outputs: Mapping[str, Path]) -> dict[str, list[Path]]:
         return {
             name: [path, *chain(*extra_files(path, extras, plan.classes).values())]
             for name, path in outputs.items()
         }
 
-    files = files_of(scans)
-    outputs = [path for path, *_ in files.values()]
-    single = out in outputs
-    folder = out.parent if single else out
+    files = files_of(outputs)
     _check_place(input, out, scans, single)
     if extras.dicom_seg:
         check_sources(scan.images[0] for scan in scans)
@@ -112,6 +114,8 @@ def segment_scans(
     for note in remarks_on(unread, skip=folder.resolve()):
         console.print(printable(note))
     again = "give the same command again" if single or watched else "continue with --resume"
+    ending, classes = made_with["format"], plan.classes
+    sum_up = None if single else summary_of(out, ending, classes, run, weights, console)
     with (
         stopped_by_signals(again),
         segmenter(request, config, method, jobs, console) as segment,
@@ -119,20 +123,22 @@ def segment_scans(
     ):
         for place in (folder, *(folder / name for name in extras.folders())):
             remove_abandoned(place)
+
+        def segment_all_of(scans: Sequence[Case]) -> dict[str, str]:
+            files = files_of(_name_outputs(input, out, format, scans))
+            failed = _segment_new(scans, files, segment, console, watched or len(scans) > 1)
+            if sum_up is not None:
+                sum_up()
+            return failed
+
         if settle is not None:
-            watch(
-                input,
-                len(plan.channels),
-                settle,
-                lambda arrived: _segment_new(arrived, files_of(arrived), segment, console, True),
-                console,
-            )
-        failed = _segment_new(scans, files, segment, console, len(scans) > 1)
+            watch(input, len(plan.channels), settle, segment_all_of, console)
+        failed = segment_all_of(scans)
     if failed:
         first, *others = failed
         more = f" (nor have the scans {', '.join(others)} a segmentation)" if others else ""
         raise InputError(failed[first] + more)
-    return outputs
+    return list(outputs.values())
 
 
 def _segment_new(
@@ -240,6 +246,7 @@ def _refuse_others(
     out: Path, made_with: Mapping[str, Any], files: Mapping[str, Sequence[Path]]
 ) -> None:
     """InputError if segmentations of another origin would lie beside the new ones."""
+    refuse_other_summary(out)
     if not os.path.lexists(out / RECORD):
         if existing := _existing(files):
             raise InputError(

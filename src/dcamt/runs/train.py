@@ -20,15 +20,17 @@ from dcamt.engine.train import train
 from dcamt.engine.transfer import read_start
 from dcamt.errors import CannotHold, InputError
 from dcamt.escape import printable
+from dcamt.evaluation.calibration import calibrate
 from dcamt.evaluation.evaluate import evaluate_files
 from dcamt.files import alone, refuse_links, remove_temporary, write_json
-from dcamt.inference.predict import LOWER, predict_case
+from dcamt.inference.predict import LOWER, SUMMARY, Extras, predict_case
 from dcamt.inference.predictor import make_predictor
 from dcamt.inference.validate import mean_dice
 from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
 from dcamt.processes import safe_path
 from dcamt.records.run_folder import has_begun, refuse_existing_run, write_beginning
+from dcamt.records.summary import CALIBRATION, read_numbers
 from dcamt.reporting.report import write_report
 from dcamt.runs.build import build_method, check_fit, check_segments, load_run
 from dcamt.runs.init import KEY, find_weights, record_of, refuse_other_start, told_of_start
@@ -171,23 +173,29 @@ def _train(
 
 
 def _segment_validation(run: Path, planned: Planned, device: torch.device) -> None:
-    """Segment and score the validation cases with the last weights, as ``predict`` would."""
+    """Segment and score the validation cases with the last weights, as ``predict`` would.
+
+    What the probabilities say of each case is calibrated with its score (calibration.json).
+    """
     config, method = load_run(run)
     dataset, folder = planned.dataset, run / "validation"
     predictor = make_predictor(method, config.plan, device)
-    predictions, labels = {}, {}
+    extras = Extras(summary=True)
+    predictions, labels, numbers = {}, {}, {}
     for name in planned.split.val:
         case = dataset.case(name)
         assert case.label is not None
         predictions[name], labels[name] = folder / f"{name}.nii.gz", case.label
         with told_of_memory(f"{name}: cannot be segmented", LOWER):
             try:
-                predict_case(predictor, config, case.images, predictions[name])
+                predict_case(predictor, config, case.images, predictions[name], extras)
             except CannotHold:
                 predictions[name] = folder / f"{name}.nrrd"
-                predict_case(predictor, config, case.images, predictions[name])
+                predict_case(predictor, config, case.images, predictions[name], extras)
+        numbers[name] = read_numbers(folder / SUMMARY / f"{name}.json")
     names = dict(enumerate(config.plan.classes[1:], 1))
     scores = evaluate_files(predictions, labels, names, config.plan.ignore)
+    write_json(calibrate(numbers, scores, len(names)), run / CALIBRATION)
     write_json(scores, run / "validation.json")
 
 
