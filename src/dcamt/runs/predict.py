@@ -1,6 +1,5 @@
 """``dcamt predict``: scans in, segmentations out, and a record of what made them."""
 
-import hashlib
 import json
 import os
 import time
@@ -12,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from dcamt.config import PredictConfig, validated
@@ -31,10 +29,9 @@ from dcamt.inference.predict import EXTRA_FOLDERS, LOWER, Extras, extra_files, p
 from dcamt.inference.predictor import Backend, make_predictor
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import told_of_memory
-from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
 from dcamt.reporting.terminal import plain_console
-from dcamt.runs.build import load_run
+from dcamt.runs.build import digest, load_run
 
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 RECORD = "predict.json"
@@ -85,7 +82,7 @@ def segment_scans(
     _refuse_existing(files, may_skip=not single, resume=resume)
     made_with = {
         "weights": weights,
-        "sha256": _digest(config, method),
+        "sha256": digest(config, method),
         "format": ending_of(next(iter(outputs.values())).name),
         **config.predict.model_dump(mode="json"),
         "largest_component": extras.largest_component,
@@ -215,16 +212,6 @@ def _refuse_others(
             differ = f"with {key} = {kept[key]}, not {value}"
             differ = "by other weights" if key == "sha256" else differ
             raise InputError(f"{out}: its segmentations were made {differ}; choose another --out")
-
-
-def _digest(config: RunConfig, method: Method) -> str:
-    """Tells one network, with its weights and what it takes as input, from any other."""
-    what = config.model_dump_json(include={"plan", "method", "network"})
-    digest = hashlib.sha256(what.encode())
-    for name, value in method.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------- the work
