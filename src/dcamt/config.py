@@ -151,7 +151,8 @@ class TrainConfig(Section):
     """The protocol.
 
     ``decay``: the rate is divided by 10 at each fraction of the run in ``decay_at`` (``step``), or
-    falls as (1 - done)^``power`` (``polynomial``).
+    falls as (1 - done)^``power`` (``polynomial``). ``tracker``: whether MLflow gets the numbers,
+    too; TensorBoard always does.
     """
 
     iterations: PositiveInt = 6000
@@ -169,6 +170,7 @@ class TrainConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: PositiveInt = 250
     validate_every: Annotated[int, Field(ge=0)] = 500
+    tracker: Literal["tensorboard", "mlflow"] = "tensorboard"
     augment: AugmentConfig = AugmentConfig()
     strong: StrongConfig = StrongConfig()
 

@@ -5,7 +5,7 @@ l and patches u of all training scans, labelled or not, whose labels are not loo
 strong view of u. With the teacher's probabilities p, their mean over its networks, and the
 learner's q:
 
-    L_taught = tau^2 KL(p_u || q)          mean over u and v, both at temperature tau
+    L_taught = 0.5 (tau^2 KL(p_u || q) + 1 - Dice(p_u, q))    over u and v; tau is of the KL alone
     L        = supervised L_sup(l) + L_taught
 
 The teacher sees u as it is, computes in float32 as `dcamt predict` does, and gets no gradient. It
@@ -18,7 +18,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from dcamt.losses.consistency import distillation
+from dcamt.losses.consistency import distillation, soft_dice_between
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
@@ -52,15 +52,14 @@ class Distilled(Method):
         assert self.teacher is not None
         c, labeled = self.config, len(batch.image_l)
         with torch.no_grad(), torch.autocast(batch.image_u.device.type, enabled=False):
-            said = self.teacher(batch.image_u).clamp(min=_LEAST).log()
+            said = self.teacher(batch.image_u)
+        said, inside = torch.cat([said, said]), torch.cat([batch.inside_u, batch.inside_u])
         logits = self.network(torch.cat([batch.image_l, batch.image_u, batch.strong_u[0]]))
         supervised = dice_ce(logits[:labeled], batch.label_l)
-        taught = distillation(
-            logits[labeled:],
-            torch.cat([said, said]),
-            torch.cat([batch.inside_u, batch.inside_u]),
-            c.temperature,
+        divergence = distillation(
+            logits[labeled:], said.clamp(min=_LEAST).log(), inside, c.temperature
         )
+        taught = 0.5 * (divergence + soft_dice_between(logits[labeled:], said, inside))
         update(c.supervised * supervised + taught)
         return {"supervised": supervised, "taught": taught}
 

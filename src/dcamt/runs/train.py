@@ -17,6 +17,7 @@ from dcamt.data.split import Labels
 from dcamt.distillation import Distilled
 from dcamt.engine.device import check_sharing, choose_device, make_fabric
 from dcamt.engine.launch import launch_processes
+from dcamt.engine.tracking import FOLDER, MlflowRun, check_tracker
 from dcamt.engine.train import train
 from dcamt.engine.transfer import read_start
 from dcamt.errors import CannotHold, InputError
@@ -30,6 +31,7 @@ from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
 from dcamt.processes import safe_path
 from dcamt.records.run_folder import has_begun, refuse_existing_run, write_beginning
+from dcamt.records.scores import read_scores
 from dcamt.reporting.report import write_report
 from dcamt.runs.build import build_method, check_fit, check_trains, load_run
 from dcamt.runs.init import KEY, find_weights, record_of, refuse_other_start, told_of_start
@@ -37,7 +39,7 @@ from dcamt.runs.plan import Planned, plan_run
 from dcamt.runs.resume import refuse_changes, refuse_other_cases, reopen
 from dcamt.runs.teacher import taught_by
 
-_WRITTEN = ("log.csv", "tensorboard", "validation")
+_WRITTEN = ("log.csv", "tensorboard", FOLDER, "validation")
 """What is written in place or below; all else is moved into place, which replaces a link."""
 _LOWER = (
     "lower train.labeled_batch and train.unlabeled_batch, data.patch or network.width, or train "
@@ -116,6 +118,7 @@ def carry_out(
     ``versions`` are what a new run notes, None for one that was begun. ``weights`` is a checkpoint
     to start from, ``teacher`` the run that teaches a distilled one.
     """
+    check_tracker(planned.config.train)
     with alone(out), safe_path():
         if versions is not None:
             refuse_existing_run(out, resume)  # another may have begun while this one planned
@@ -157,7 +160,17 @@ def _train_and_report(
     if planned.split.val:
         _segment_validation(out, planned, fabric.device)
     write_report(out, planned.dataset)
+    if config.train.tracker == "mlflow":
+        _finish_mlflow(out)
     return out
+
+
+def _finish_mlflow(out: Path) -> None:
+    """Give the MLflow run of ``out`` what there is now that training is over."""
+    scores = out / "validation.json"
+    MlflowRun(out).finish(
+        read_scores(scores)["mean"] if scores.exists() else {}, (out / "report.html",)
+    )
 
 
 @told_of_memory("this training does not fit", _LOWER)
