@@ -51,6 +51,11 @@ class MlflowRun:
         self._next_attempt = 0.0
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         folder = run.absolute() / FOLDER
+        if not uri and "?" in str(folder):  # ends a path in the address of a store
+            raise InputError(
+                f"{run}: MLflow's store cannot lie below a folder with a ? in its name; choose "
+                "another --out, or set the environment variable MLFLOW_TRACKING_URI"
+            )
         folder.mkdir(exist_ok=True)
         record = folder / "run.json"
         try:

@@ -243,6 +243,7 @@ def _segment_validation(run: Path, planned: Planned, device: torch.device) -> No
 
 
 def versions_of(config: Config) -> dict[str, str]:
+    """What a run is made with, by name; InputError for a device that is not there."""
     settings = config.train
     accelerator, precision = choose_device(config.device, settings.precision, settings.devices)
     device = torch.cuda.get_device_name() if accelerator == "cuda" else "CPU"
