@@ -29,6 +29,7 @@ POSITIONAL = {
     "compare": ("dataset", "out", "methods"),
     "cost": ("method", "patch", "channels", "classes", "width"),
     "demo": ("out",),
+    "distill": ("run", "out"),
     "doctor": (),
     "evaluate": ("predictions", "labels", "out"),
     "export": ("run", "out"),

@@ -9,7 +9,13 @@
 The same as the commands of ``dcamt --help``; see docs/python.md.
 """
 
+import os
+
 __version__ = "0.2.0"
+
+# MONAI loads MLflow where it is installed, and MLflow reports its use over the network unless told
+# not to. Scans of patients are no place for that.
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
 
 __all__ = [
     "InputError",
@@ -19,6 +25,7 @@ __all__ = [
     "compare",
     "cost",
     "demo",
+    "distill",
     "doctor",
     "evaluate",
     "export",
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
         compare,
         cost,
         demo,
+        distill,
         doctor,
         evaluate,
         export,

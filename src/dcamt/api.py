@@ -4,6 +4,7 @@ from dcamt.commands.card import card
 from dcamt.commands.compare import ablate, compare
 from dcamt.commands.cost import cost
 from dcamt.commands.demo import demo
+from dcamt.commands.distill import distill
 from dcamt.commands.doctor import doctor
 from dcamt.commands.evaluate import evaluate
 from dcamt.commands.export import export
@@ -22,6 +23,7 @@ __all__ = [
     "compare",
     "cost",
     "demo",
+    "distill",
     "doctor",
     "evaluate",
     "export",

@@ -130,6 +130,7 @@ COMMANDS: dict[Callable[..., Any], Callable[..., None]] = {
     api.inspect: _inspection,
     api.pretrain: _run,
     api.train: _run,
+    api.distill: _run,
     api.predict: _nothing,
     api.rank: _nothing,
     api.prepare: _nothing,

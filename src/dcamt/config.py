@@ -198,6 +198,8 @@ class TrainConfig(Section):
     """Iterations between two checkpoints."""
     validate_every: Annotated[int, Field(ge=0)] = 500
     """Iterations between two validations; 0: only at the end."""
+    tracker: Literal["tensorboard", "mlflow"] = "tensorboard"
+    """`mlflow`: MLflow gets the numbers, too; TensorBoard always does."""
     augment: AugmentConfig = AugmentConfig()
     strong: StrongConfig = StrongConfig()
 
@@ -250,13 +252,18 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     Values are YAML: ``train.iterations=2000``, ``data.patch=[32,48,32]``.
     """
     values = load_yaml(path) if path else {}
+    return with_overrides(values, overrides, str(path) if path else "configuration")
+
+
+def with_overrides(values: dict[str, Any], overrides: Iterable[str], source: str) -> Config:
+    """The configuration of ``values``, which it takes for its own, with overrides applied."""
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key:
             raise InputError(f"--set {override}: write it as key=value, e.g. train.iterations=2000")
         value = parse_yaml(text, f"--set {override}")
         _set(values, key.split("."), value, override)
-    return validated(Config, values, str(path) if path else "configuration")
+    return validated(Config, values, source)
 
 
 def load_recipe(

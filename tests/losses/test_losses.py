@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dcamt.losses.alignment import intra_inter, mmd, squared_distances
-from dcamt.losses.consistency import distillation, masked_mean, softmax_mse
-from dcamt.losses.overlap import cross_entropy, dice_ce, soft_dice
+from dcamt.losses.consistency import distillation, masked_mean, soft_dice_between, softmax_mse
+from dcamt.losses.overlap import cross_entropy, dice_ce, one_hot, soft_dice
 from dcamt.types import IGNORE
 
 SHAPE = (2, 3, 2, 3, 2)  # B, K, X, Y, Z
@@ -324,3 +324,21 @@ def test_distances_keep_their_digits_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = squared_distances(x, y)
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_soft_dice_between_is_that_of_labels_where_the_target_is_sure() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, 4, generator=random)
+    label = torch.randint(0, 3, (2, 4, 4, 4), generator=random)
+    label[:, 0] = IGNORE
+    target = one_hot(label.clamp(min=0), 3)
+    found = soft_dice_between(logits, target, label != IGNORE)
+    torch.testing.assert_close(found, soft_dice(logits, label))
+
+
+def test_soft_dice_between_by_hand() -> None:
+    """Two voxels, q = (0.5, 0.5) and p = (1, 0.5): 2 * 0.75 / (0.5 + 1.25)."""
+    target = torch.tensor([[0.0, 0.5], [1.0, 0.5]]).reshape(1, 2, 2, 1, 1)
+    logits, inside = torch.zeros(1, 2, 2, 1, 1), torch.ones(1, 2, 1, 1).bool()
+    found = soft_dice_between(logits, target, inside)
+    assert found.item() == pytest.approx(1 - 1.5 / 1.75, abs=1e-4)

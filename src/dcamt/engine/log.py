@@ -1,4 +1,4 @@
-"""What a run leaves to read: ``log.csv``, TensorBoard events and a progress line."""
+"""What a run leaves to read: ``log.csv``, TensorBoard events, MLflow, and a progress line."""
 
 import csv
 import math
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from dcamt.engine.events import Events
+from dcamt.engine.tracking import MlflowRun
 from dcamt.engine.trainer import Done
 from dcamt.errors import InputError
 from dcamt.files import append, read_text, write_text
@@ -35,7 +36,13 @@ class TrainingLog:
     """
 
     def __init__(
-        self, run: Path, iterations: int, start: int = 0, quiet: bool = False, writes: bool = True
+        self,
+        run: Path,
+        iterations: int,
+        start: int = 0,
+        quiet: bool = False,
+        writes: bool = True,
+        tracker: str = "tensorboard",
     ):
         self.path = run / "log.csv"
         self.iterations, self.start = iterations, start
@@ -44,6 +51,9 @@ class TrainingLog:
         quiet = quiet or not writes  # of several processes one writes
         self.earlier_seconds = _keep_rows(self.path, start) if writes else 0.0
         self.events = Events(run / "tensorboard", start) if writes else None
+        self.mlflow = MlflowRun(run) if writes and tracker == "mlflow" else None
+        both: tuple[Events | MlflowRun | None, ...] = (self.events, self.mlflow)
+        self.writers = [writer for writer in both if writer]
         console = Console(stderr=True, quiet=quiet)
         self.plain = None if quiet or console.is_terminal else console
         self.bar = Progress(
@@ -71,6 +81,8 @@ class TrainingLog:
         self.bar.stop()
         if self.events:
             self.events.close()
+        if self.mlflow:
+            self.mlflow.close(failed=error is not None)
 
     def add(self, done: Done) -> None:
         """Note the terms of an iteration."""
@@ -108,11 +120,14 @@ class TrainingLog:
                 dice = "" if entry.val_dice is None else f"{entry.val_dice:.6f}"
                 numbers = [f"{v:.6g}" for v in (entry.done.learning_rate, *values)]
                 table.writerow([entry.done.iteration, f"{entry.seconds:.2f}", *numbers, dice])
-                for name, value in zip(terms, values, strict=True):
-                    self.events.add(f"loss/{name}", value, entry.done.iteration)
+                named = {f"loss/{term}": v for term, v in zip(terms, values, strict=True)}
                 if entry.val_dice is not None:
-                    self.events.add("validation/dice", entry.val_dice, entry.done.iteration)
-        self.events.flush()
+                    named["validation/dice"] = entry.val_dice
+                for tag, value in named.items():
+                    for writer in self.writers:
+                        writer.add(tag, value, entry.done.iteration)
+        for writer in self.writers:
+            writer.flush()
         self._show(entries[-1].done.iteration, dict(zip(terms, values, strict=True)))
 
     def _show(self, iteration: int, values: dict[str, float]) -> None:

@@ -46,7 +46,7 @@ def train(
     for note in notes:
         if note and writes and not quiet:
             print(note, file=sys.stderr)
-    log = TrainingLog(run, end, begin, quiet=quiet, writes=writes)
+    log = TrainingLog(run, end, begin, quiet, writes, settings.tracker)
 
     def record(done: Done) -> None:
         nonlocal best

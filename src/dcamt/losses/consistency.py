@@ -35,3 +35,17 @@ def distillation(learner: Tensor, source: Tensor, inside: Tensor, temperature: f
     output = (learner.float() / temperature).log_softmax(1)
     divergence = F.kl_div(output, target, log_target=True, reduction="none").sum(1)
     return temperature**2 * masked_mean(divergence, inside)
+
+
+def soft_dice_between(logits: Tensor, target: Tensor, inside: Tensor) -> Tensor:
+    """1 - Dice of ``softmax(logits)`` and probabilities ``target``, mean over the foreground.
+
+    Squares in the denominator, sums over the batch and the voxels ``inside``, as the supervised
+    loss has them (``overlap.soft_dice``).
+    """
+    real = inside.unsqueeze(1)
+    q, p = logits.float().softmax(1)[:, 1:] * real, target[:, 1:] * real
+    over = (0, 2, 3, 4)
+    size = q.square().sum(over) + p.square().sum(over)
+    dice = (2 * (q * p).sum(over) + 1e-5) / (size + 1e-5)
+    return 1 - dice.mean()

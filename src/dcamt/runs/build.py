@@ -1,5 +1,6 @@
 """A method from its configuration, with new weights or with those of a run."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from dcamt.config import (
     Triple,
 )
 from dcamt.data.plan import fits, multiples
+from dcamt.distillation import Distilled
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
 from dcamt.methods import METHODS
@@ -28,7 +30,9 @@ from dcamt.section import Section, validated
 
 PRETRAINING: dict[str, type[Method]] = {"masked-reconstruction": MaskedReconstruction}
 """What `dcamt pretrain` trains, by its name in the configuration. It segments nothing."""
-_KINDS = {**METHODS, **PRETRAINING}
+DISTILLATION: dict[str, type[Method]] = {"distilled": Distilled}
+"""What `dcamt distill` trains. It segments, but learns from another run."""
+_KINDS = {**METHODS, **PRETRAINING, **DISTILLATION}
 
 
 def build_method(config: RunConfig) -> Method:
@@ -156,6 +160,16 @@ def check_segments(method: MethodConfig, run: Path | None = None) -> None:
     )
 
 
+def check_trains(method: MethodConfig, run: Path | None = None) -> None:
+    """InputError unless `dcamt train` can train ``method``, perhaps that of a run folder."""
+    check_segments(method, run)
+    if method.name not in DISTILLATION:
+        return
+    if run is None:
+        raise InputError(f"method {method.name} learns from a run; it is for `dcamt distill`")
+    raise InputError(f"{run}: was begun with `dcamt distill`; go on with that command")
+
+
 def _method_options(method: MethodConfig) -> Section:
     if method.name not in _KINDS:
         known = ", ".join(sorted(METHODS))
@@ -171,6 +185,16 @@ def load_run(run: Path, weights: str = "last") -> tuple[RunConfig, Method]:
     method = build_method(config)
     checkpoint.load(run / f"{weights}.safetensors", method)
     return config, method
+
+
+def digest(config: RunConfig, method: Method) -> str:
+    """Tells one network, with its weights and what it takes as input, from any other."""
+    what = config.model_dump_json(include={"plan", "method", "network"})
+    found = hashlib.sha256(what.encode())
+    for name, value in method.state_dict().items():
+        found.update(name.encode())
+        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def check_fit(config: RunConfig, weights: Path) -> None:

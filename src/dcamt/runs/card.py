@@ -17,6 +17,7 @@ from dcamt.records.scores import Scores, Summary, class_summary
 from dcamt.reporting.values import DASH, heading, with_spread
 from dcamt.runs.build import build_method, check_segments
 from dcamt.runs.init import KEY
+from dcamt.runs.teacher import KEY as TEACHER
 from dcamt.wording import number_of, percent
 
 LONGEST_LICENCE = 200
@@ -89,9 +90,10 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
                 "network": _network(config.network),
                 "seeds": ", ".join(map(str, seeds)),
                 "started from": first.versions.get(KEY, "random weights"),
+                **({"taught by": first.versions[TEACHER]} if TEACHER in first.versions else {}),
                 "weights": _CHOSEN[weights],
                 "computed with": ", ".join(
-                    f"{k} {v}" for k, v in first.versions.items() if k != KEY
+                    f"{k} {v}" for k, v in first.versions.items() if k not in (KEY, TEACHER)
                 ),
             }
         ),

@@ -10,7 +10,7 @@ from dcamt.config import Config, MethodConfig, load_config
 from dcamt.data.dataset import Dataset
 from dcamt.data.split import Split, choose_split
 from dcamt.errors import InputError
-from dcamt.runs.build import check_segments, resolve_method, resolve_network
+from dcamt.runs.build import check_trains, resolve_method, resolve_network
 
 BASELINE = "vnet"
 """With few labels the start, with all labels the end of the gap that a method may close."""
@@ -102,7 +102,7 @@ def parse_rows(methods: str) -> list[Row]:
         changes = [f"method.{option}" for option in options]
         method = load_config(None, [f"method.name={name}", *changes]).method
         resolve_method(method)
-        check_segments(method)
+        check_trains(method)
         rows.append(Row(item.strip(), method))
     refuse_twins([row.name for row in rows])
     return rows

@@ -1,6 +1,5 @@
 """``dcamt predict``: scans in, segmentations out, and a record of what made them."""
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -11,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from dcamt.config import PredictConfig
@@ -29,10 +27,9 @@ from dcamt.files import alone, holds, read_json, refuse_links, remove_abandoned,
 from dcamt.inference.predict import EXTRA_FOLDERS, Extras, extra_files
 from dcamt.inference.predictor import Backend
 from dcamt.inference.sliding_window import window_overlap
-from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
 from dcamt.reporting.console import plain_console
-from dcamt.runs.build import load_run
+from dcamt.runs.build import digest, load_run
 from dcamt.runs.segment import Request, Segment, segment_all, segmenter
 from dcamt.runs.summary import CSV, JSON, refuse_other_summary, summary_of
 from dcamt.runs.watch import watch
@@ -101,7 +98,7 @@ def segment_scans(
     _refuse_existing(files, may_skip=not single, resume=resume or watched)
     made_with = {
         "weights": weights,
-        "sha256": _digest(config, method),
+        "sha256": digest(config, method),
         "format": f".{format or OUTPUT_FORMATS[0]}",
         **config.predict.model_dump(mode="json"),
         "largest_component": extras.largest_component,
@@ -264,13 +261,3 @@ def _refuse_others(
             differ = f"with {key} = {kept[key]}, not {value}"
             differ = "by other weights" if key == "sha256" else differ
             raise InputError(f"{out}: its segmentations were made {differ}; choose another --out")
-
-
-def _digest(config: RunConfig, method: Method) -> str:
-    """Tells one network, with its weights and what it takes as input, from any other."""
-    what = config.model_dump_json(include={"plan", "method", "network"})
-    digest = hashlib.sha256(what.encode())
-    for name, value in method.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -14,8 +14,10 @@ from dcamt.config import Config
 from dcamt.data.patches import Batches
 from dcamt.data.prepare import without_label
 from dcamt.data.split import Labels
+from dcamt.distillation import Distilled
 from dcamt.engine.device import check_sharing, choose_device, make_fabric
 from dcamt.engine.launch import launch_processes
+from dcamt.engine.tracking import FOLDER, MlflowRun, check_tracker
 from dcamt.engine.train import train
 from dcamt.engine.transfer import read_start
 from dcamt.errors import CannotHold, InputError
@@ -30,14 +32,16 @@ from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
 from dcamt.processes import safe_path
 from dcamt.records.run_folder import has_begun, refuse_existing_run, write_beginning
+from dcamt.records.scores import read_scores
 from dcamt.records.summary import CALIBRATION, read_numbers
 from dcamt.reporting.report import write_report
-from dcamt.runs.build import build_method, check_fit, check_segments, load_run
+from dcamt.runs.build import build_method, check_fit, check_trains, load_run
 from dcamt.runs.init import KEY, find_weights, record_of, refuse_other_start, told_of_start
 from dcamt.runs.plan import Planned, plan_run
 from dcamt.runs.resume import refuse_changes, refuse_other_cases, reopen
+from dcamt.runs.teacher import taught_by
 
-_WRITTEN = ("log.csv", "tensorboard", "validation")
+_WRITTEN = ("log.csv", "tensorboard", FOLDER, "validation")
 """What is written in place or below; all else is moved into place, which replaces a link."""
 _LOWER = (
     "lower train.labeled_batch and train.unlabeled_batch, data.patch or network.width, or train "
@@ -71,10 +75,11 @@ def train_run(
     begun = resume and has_begun(out)
     weights = None if init is None else find_weights(init)
     record = None if weights is None else record_of(weights)
+    versions: dict[str, str] | None = None
     if begun:
         planned = reopen(out)
         if labeled != "none":
-            check_segments(planned.config.method, out)
+            check_trains(planned.config.method, out)
         refuse_changes(config, planned.config, out)
         refuse_other_cases(out, planned, dataset, splits, labeled)
         refuse_other_start(out, record)
@@ -84,10 +89,10 @@ def train_run(
         refuse_existing_run(out, resume)
         if resume and not quiet:
             print(f"{out}: nothing to resume there, a new run begins", file=sys.stderr)
-        versions = _versions(config)  # before the work: it refuses a device that is not there
+        versions = versions_of(config)  # before the work: it refuses a device that is not there
         versions |= {} if record is None else {KEY: record}
         if labeled != "none":
-            check_segments(config.method)
+            check_trains(config.method)
         planned = plan_run(dataset, config, splits, labeled, until)
         for warning in () if quiet else planned.warnings:
             print(printable(f"warning: {warning}"), file=sys.stderr)
@@ -98,17 +103,40 @@ def train_run(
     told = [] if weights is None else told_of_start(weights, planned.config, planned.split)
     for line in () if quiet else told:
         print(printable(line), file=sys.stderr)
+    return carry_out(out, planned, versions, resume, quiet, weights)
+
+
+def carry_out(
+    out: Path,
+    planned: Planned,
+    versions: dict[str, str] | None,
+    resume: bool,
+    quiet: bool,
+    weights: Path | None = None,
+    teacher: Path | None = None,
+) -> Path:
+    """Begin what is planned, or go on with it, to the report; returns ``out``.
+
+    ``versions`` are what a new run notes, None for one that was begun. ``weights`` is a checkpoint
+    to start from, ``teacher`` the run that teaches a distilled one.
+    """
+    check_tracker(planned.config.train)
     with alone(out), safe_path():
-        if not begun:
+        if versions is not None:
             refuse_existing_run(out, resume)  # another may have begun while this one planned
             write_beginning(
                 out, planned.config, planned.split, planned.dataset, versions, planned.notes
             )
-        return _train_and_report(out, planned, resume, quiet, weights)
+        return _train_and_report(out, planned, resume, quiet, weights, teacher)
 
 
 def _train_and_report(
-    out: Path, planned: Planned, resume: bool, quiet: bool, weights: Path | None
+    out: Path,
+    planned: Planned,
+    resume: bool,
+    quiet: bool,
+    weights: Path | None,
+    teacher: Path | None,
 ) -> Path:
     """Train in a run folder that has its configuration and split."""
     config = planned.config
@@ -118,7 +146,15 @@ def _train_and_report(
     if resume and (out / "last.safetensors").exists():
         check_fit(config, out / "last.safetensors")
     fabric = make_fabric(config.device, config.train.precision, config.train.devices)
-    work = partial(_train, planned=planned, out=out, resume=resume, quiet=quiet, weights=weights)
+    work = partial(
+        _train,
+        planned=planned,
+        out=out,
+        resume=resume,
+        quiet=quiet,
+        weights=weights,
+        teacher=teacher,
+    )
     if config.train.devices == 1:
         fabric.launch(work)
     else:
@@ -126,7 +162,17 @@ def _train_and_report(
     if planned.split.val:
         _segment_validation(out, planned, fabric.device)
     write_report(out, planned.dataset)
+    if config.train.tracker == "mlflow":
+        _finish_mlflow(out)
     return out
+
+
+def _finish_mlflow(out: Path) -> None:
+    """Give the MLflow run of ``out`` what there is now that training is over."""
+    scores = out / "validation.json"
+    MlflowRun(out).finish(
+        read_scores(scores)["mean"] if scores.exists() else {}, (out / "report.html",)
+    )
 
 
 @told_of_memory("this training does not fit", _LOWER)
@@ -137,6 +183,7 @@ def _train(
     resume: bool,
     quiet: bool,
     weights: Path | None,
+    teacher: Path | None,
 ) -> None:
     """What each process does."""
     config, split = planned.config, planned.split
@@ -144,7 +191,11 @@ def _train(
     method = build_method(config)
     if weights is not None:
         method.load_state_dict(read_start(weights, method).weights, strict=False)
-    unlabeled = [ready[name] for name in split.unlabeled]
+    names = split.unlabeled
+    if isinstance(method, Distilled) and teacher is not None:
+        method.teacher = taught_by(teacher, fabric.device)
+        names = (*split.labeled, *split.unlabeled)  # it teaches on every scan
+    unlabeled = [ready[name] for name in names]
     batches = Batches(
         [ready[name] for name in split.labeled] or [without_label(case) for case in unlabeled],
         unlabeled,
@@ -199,7 +250,8 @@ def _segment_validation(run: Path, planned: Planned, device: torch.device) -> No
     write_json(scores, run / "validation.json")
 
 
-def _versions(config: Config) -> dict[str, str]:
+def versions_of(config: Config) -> dict[str, str]:
+    """What a run is made with, by name; InputError for a device that is not there."""
     settings = config.train
     accelerator, precision = choose_device(config.device, settings.precision, settings.devices)
     device = torch.cuda.get_device_name() if accelerator == "cuda" else "CPU"

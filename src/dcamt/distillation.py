@@ -1,0 +1,67 @@
+"""Distillation: one light network learns what the networks of another run say of every scan.
+
+Hinton et al., "Distilling the knowledge in a neural network", 2015. A batch holds labelled patches
+l and patches u of all training scans, labelled or not, whose labels are not looked at; v is a
+strong view of u. With the teacher's probabilities p, their mean over its networks, and the
+learner's q:
+
+    L_taught = 0.5 (tau^2 KL(p_u || q) + 1 - Dice(p_u, q))    over u and v; tau is of the KL alone
+    L        = supervised L_sup(l) + L_taught
+
+The teacher sees u as it is, computes in float32 as `dcamt predict` does, and gets no gradient. It
+is no part of the method's state: weights that are saved or exported are the learner's alone.
+"""
+
+from collections.abc import Callable
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from dcamt.losses.consistency import distillation, soft_dice_between
+from dcamt.losses.overlap import dice_ce
+from dcamt.methods.method import Method
+from dcamt.networks.backbone import Network
+from dcamt.section import Section
+from dcamt.types import Batch, Progress, Update
+
+_LEAST = 1e-6
+"""Probability below which the teacher's are all alike; a logarithm is taken of them."""
+
+
+class Distilled(Method):
+    """Trained as a method is, once it has a ``teacher``."""
+
+    views = 1
+    teacher: Callable[[Tensor], Tensor] | None = None
+    """``(B, C, X, Y, Z)`` to probabilities ``(B, K, X, Y, Z)``, both float32."""
+
+    class Config(Section):
+        """``temperature``: tau. ``supervised``: weight of the labels, 0 for none."""
+
+        temperature: PositiveFloat = 1.0
+        supervised: float = 1.0
+
+    config: Config
+
+    def __init__(self, config: Config, network: Network):
+        super().__init__(config, network)
+        self.network = network()
+
+    def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
+        assert self.teacher is not None
+        c, labeled = self.config, len(batch.image_l)
+        with torch.no_grad(), torch.autocast(batch.image_u.device.type, enabled=False):
+            said = self.teacher(batch.image_u)
+        said, inside = torch.cat([said, said]), torch.cat([batch.inside_u, batch.inside_u])
+        logits = self.network(torch.cat([batch.image_l, batch.image_u, batch.strong_u[0]]))
+        supervised = dice_ce(logits[:labeled], batch.label_l)
+        divergence = distillation(
+            logits[labeled:], said.clamp(min=_LEAST).log(), inside, c.temperature
+        )
+        taught = 0.5 * (divergence + soft_dice_between(logits[labeled:], said, inside))
+        update(c.supervised * supervised + taught)
+        return {"supervised": supervised, "taught": taught}
+
+    def branches(self, image: Tensor) -> Tensor:
+        return self.network(image).float().softmax(1).unsqueeze(0)
