@@ -1,0 +1,123 @@
+"""Two processes of one thread each against one process of two threads: ratios, in one run.
+
+    python benchmarks/bench_processes.py
+
+Trains methods on random patches, by turns in one and in two processes, and prints rows of Markdown:
+the median ratio of the seconds of an iteration, and what each process sends in one.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dcamt.config import TrainConfig
+from dcamt.engine.device import make_fabric
+from dcamt.engine.trainer import Done, Trainer
+from dcamt.methods import METHODS
+from dcamt.networks.vnet import VNet
+from dcamt.types import Batch
+
+PROCESSES = 2
+
+
+class Patches(Dataset[Batch]):
+    """The same two labelled and two unlabelled random patches each time."""
+
+    seed = 0
+
+    def __init__(self, patch: tuple[int, int, int]):
+        random = torch.Generator().manual_seed(0)
+        self.patch = patch
+        image = torch.randn(4, 1, *patch, generator=random)
+        label = (image[:2, 0] > 0).long()
+        inside = torch.ones(2, *patch, dtype=torch.bool)
+        names = ("a", "b", "c", "d")
+        self.batch = Batch(image[:2], label, image[2:], inside, names, (image[2:], image[2:]))
+
+    def __getitem__(self, iteration: int) -> Batch:
+        return self.batch
+
+
+def measure(fabric: Fabric, name: str, given: argparse.Namespace, out: Path) -> None:
+    """Write the median seconds of an iteration, and the bytes that one process sends in it."""
+    torch.set_num_threads(PROCESSES // fabric.world_size)
+    torch.manual_seed(0)
+    kind = METHODS[name]
+    method = kind(kind.Config(), partial(VNet, 1, 2, given.width))
+    settings = TrainConfig(iterations=given.iterations)
+    patches: Any = Patches(tuple(given.patch))
+    times, sent = [time.perf_counter()], count_bytes()
+
+    def note(done: Done) -> None:
+        times.append(time.perf_counter())
+
+    Trainer(method, patches, settings, fabric).run(given.iterations, note)
+    seconds = [b - a for a, b in zip(times[1:], times[2:], strict=False)]
+    each = {kind: count / given.iterations for kind, count in sent.items()}
+    if fabric.is_global_zero:
+        parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
+        torch.save((statistics.median(seconds), each, parameters), out)
+
+
+def count_bytes() -> Counter[str]:
+    """Bytes that this process hands to its neighbour in a ring, from now on, by what they are."""
+    sent: Counter[str] = Counter()
+    gather, reduce = dist.all_gather, dist.all_reduce
+
+    def counted_gather(parts: list[Tensor], own: Tensor) -> Any:
+        kind = "statistics" if own.ndim == 2 else "outputs"
+        sent[kind] += (len(parts) - 1) * own.nbytes
+        return gather(parts, own)
+
+    def counted_reduce(values: Tensor, **options: Any) -> Any:
+        kind = "gradients" if values.ndim == 1 else "statistics"
+        processes = dist.get_world_size()
+        sent[kind] += 2 * (processes - 1) * values.nbytes // processes
+        return reduce(values, **options)
+
+    dist.all_gather, dist.all_reduce = counted_gather, counted_reduce
+    return sent
+
+
+def main() -> None:
+    """Print a row for each method."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--methods", nargs="+", default=["vnet", "dca-mt"])
+    parser.add_argument("--patch", nargs=3, type=int, default=[48, 48, 48])
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--iterations", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    print("| method | time of two / of one | parameters | outputs | gradients | statistics |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.methods:
+            ratios = []
+            for _ in range(given.rounds):
+                found = []
+                for processes in (1, PROCESSES):
+                    out = Path(folder) / "measured.pt"
+                    fabric = make_fabric("cpu", "32-true", processes)
+                    fabric.launch(partial(measure, name=name, given=given, out=out))
+                    found.append(torch.load(out))
+                ratios.append(found[1][0] / found[0][0])
+            _, sent, parameters = found[1]
+            kinds = ("outputs", "gradients", "statistics")
+            amounts = [f"{sent[kind] / 1e6:.2f} MB" for kind in kinds]
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            print("|", " | ".join([name, spread, f"{parameters:,}", *amounts]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
