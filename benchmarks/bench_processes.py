@@ -3,15 +3,18 @@
     python benchmarks/bench_processes.py
 
 Trains methods on random patches, by turns in one and in two processes, and prints rows of Markdown:
-the median ratio of the seconds of an iteration, and what each process sends in one.
+the median ratio of the seconds of an iteration, that of the seconds that processors work on it, and
+what each process sends in one. On a machine with other work look at the second.
 """
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from dcamt.networks.vnet import VNet
 from dcamt.types import Batch
 
 PROCESSES = 2
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 class Patches(Dataset[Batch]):
@@ -50,24 +54,30 @@ class Patches(Dataset[Batch]):
 
 
 def measure(fabric: Fabric, name: str, given: argparse.Namespace, out: Path) -> None:
-    """Write the median seconds of an iteration, and the bytes that one process sends in it."""
+    """Write what an iteration takes: seconds (median), seconds of processors, and bytes sent.
+
+    The first iteration is left out of the seconds. Bytes are those of one process.
+    """
     torch.set_num_threads(PROCESSES // fabric.world_size)
     torch.manual_seed(0)
     kind = METHODS[name]
     method = kind(kind.Config(), partial(VNet, 1, 2, given.width))
     settings = TrainConfig(iterations=given.iterations)
     patches: Any = Patches(tuple(given.patch))
-    times, sent = [time.perf_counter()], count_bytes()
+    times, worked, sent = [], [], count_bytes()
 
     def note(done: Done) -> None:
         times.append(time.perf_counter())
+        worked.append(time.process_time())
 
     Trainer(method, patches, settings, fabric).run(given.iterations, note)
-    seconds = [b - a for a, b in zip(times[1:], times[2:], strict=False)]
+    seconds = [b - a for a, b in pairwise(times)]
     each = {kind: count / given.iterations for kind, count in sent.items()}
+    busy = torch.tensor((worked[-1] - worked[0]) / len(seconds))
+    busy = fabric.all_reduce(busy, reduce_op="sum")
     if fabric.is_global_zero:
         parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
-        torch.save((statistics.median(seconds), each, parameters), out)
+        torch.save((statistics.median(seconds), float(busy), each, parameters), out)
 
 
 def count_bytes() -> Counter[str]:
@@ -99,11 +109,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    print("| method | time of two / of one | parameters | outputs | gradients | statistics |")
-    print("|---|---|---|---|---|---|")
+    print("| method | time, 2 / 1 | work, 2 / 1 | parameters | outputs | gradients | statistics |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in given.methods:
-            ratios = []
+            ratios, work = [], []
             for _ in range(given.rounds):
                 found = []
                 for processes in (1, PROCESSES):
@@ -112,11 +122,15 @@ def main() -> None:
                     fabric.launch(partial(measure, name=name, given=given, out=out))
                     found.append(torch.load(out))
                 ratios.append(found[1][0] / found[0][0])
-            _, sent, parameters = found[1]
+                work.append(found[1][1] / found[0][1])
+            _, _, sent, parameters = found[1]
             kinds = ("outputs", "gradients", "statistics")
             amounts = [f"{sent[kind] / 1e6:.2f} MB" for kind in kinds]
-            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            print("|", " | ".join([name, spread, f"{parameters:,}", *amounts]), "|", flush=True)
+            spreads = [
+                f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+                for each in (ratios, work)
+            ]
+            print("|", " | ".join([name, *spreads, f"{parameters:,}", *amounts]), "|", flush=True)
 
 
 if __name__ == "__main__":

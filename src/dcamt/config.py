@@ -151,7 +151,8 @@ class TrainConfig(Section):
     """The protocol.
 
     ``decay``: the rate is divided by 10 at each fraction of the run in ``decay_at`` (``step``), or
-    falls as (1 - done)^``power`` (``polynomial``).
+    falls as (1 - done)^``power`` (``polynomial``). ``devices``: processes that compute each batch
+    in shares, a GPU for each where there are GPUs; the batch and the weights stay the same.
     """
 
     iterations: PositiveInt = 6000
