@@ -103,6 +103,9 @@ def check_equal(processes: int, cases: dict[str, Case], out: Path) -> None:
         (path.name, torch.load(path)) for path in sorted(out.glob("*.pt"), key=lambda p: p.name[-4])
     )
     assert len(several) == processes
+    first = several[0][1]
+    for _, found in several[1:]:
+        assert all(torch.equal(found[k][name], x) for k in cases for name, x in first[k].items())
     for process, found in several:
         for key in cases:
             for name, expected in one[key].items():
