@@ -3,8 +3,9 @@
     python benchmarks/bench_processes.py
 
 Trains methods on random patches, by turns in one and in two processes, and prints rows of Markdown:
-the median ratio of the seconds of an iteration, that of the seconds that processors work on it, and
-what each process sends in one. On a machine with other work look at the second.
+the median ratio of the seconds of an iteration, that of the seconds that processors work on it (one
+process has one thread there, as threads that wait for each other seem to work), and what each
+process sends in one. On a machine with other work look at the second.
 """
 
 import argparse
@@ -53,12 +54,12 @@ class Patches(Dataset[Batch]):
         return self.batch
 
 
-def measure(fabric: Fabric, name: str, given: argparse.Namespace, out: Path) -> None:
+def measure(fabric: Fabric, name: str, threads: int, given: argparse.Namespace, out: Path) -> None:
     """Write what an iteration takes: seconds (median), seconds of processors, and bytes sent.
 
     The first iteration is left out of the seconds. Bytes are those of one process.
     """
-    torch.set_num_threads(PROCESSES // fabric.world_size)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     kind = METHODS[name]
     method = kind(kind.Config(), partial(VNet, 1, 2, given.width))
@@ -116,14 +117,16 @@ def main() -> None:
             ratios, work = [], []
             for _ in range(given.rounds):
                 found = []
-                for processes in (1, PROCESSES):
+                for processes, threads in ((1, PROCESSES), (1, 1), (PROCESSES, 1)):
                     out = Path(folder) / "measured.pt"
                     fabric = make_fabric("cpu", "32-true", processes)
-                    fabric.launch(partial(measure, name=name, given=given, out=out))
+                    fabric.launch(
+                        partial(measure, name=name, threads=threads, given=given, out=out)
+                    )
                     found.append(torch.load(out))
-                ratios.append(found[1][0] / found[0][0])
-                work.append(found[1][1] / found[0][1])
-            _, _, sent, parameters = found[1]
+                ratios.append(found[2][0] / found[0][0])
+                work.append(found[2][1] / found[1][1])
+            _, _, sent, parameters = found[2]
             kinds = ("outputs", "gradients", "statistics")
             amounts = [f"{sent[kind] / 1e6:.2f} MB" for kind in kinds]
             spreads = [

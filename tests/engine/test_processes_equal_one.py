@@ -39,8 +39,8 @@ class Drawn(Dataset[Batch]):
 
     patch, seed = PATCH, 0
 
-    def __init__(self, labeled: int, unlabeled: int):
-        self.labeled, self.unlabeled = labeled, unlabeled
+    def __init__(self, labeled: int, unlabeled: int, turned: bool = False):
+        self.labeled, self.unlabeled, self.turned = labeled, unlabeled, turned
 
     def __getitem__(self, iteration: int) -> Batch:
         random = torch.Generator().manual_seed(iteration)
@@ -51,6 +51,8 @@ class Drawn(Dataset[Batch]):
             label[i, 4 + x : 16 + x, 2 + y : 10 + y, 2 + z : 10 + z] = 1
         image = (2 * label + 0.5 * torch.randn(label.shape, generator=random)).unsqueeze(1)
         label[n - 1, -4:] = IGNORE
+        if self.turned:  # the same labelled patches in the other order
+            image, label = (torch.cat([x[:n].flip(0), x[n:]]) for x in (image, label))
         inside = torch.ones(self.unlabeled, *PATCH, dtype=torch.bool)
         inside[-1, -4:] = False
         strong = tuple(1.3 * image[n:] + shift for shift in (-0.1, 0.1))
@@ -71,7 +73,9 @@ def in_float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def train_case(fabric: Fabric, case: Case, iterations: int = ITERATIONS) -> dict[str, Tensor]:
+def train_case(
+    fabric: Fabric, case: Case, iterations: int = ITERATIONS, turned: bool = False
+) -> dict[str, Tensor]:
     """Weights, statistics and loss terms after a few iterations."""
     name, options, labeled, unlabeled = case
     torch.manual_seed(0)
@@ -83,7 +87,7 @@ def train_case(fabric: Fabric, case: Case, iterations: int = ITERATIONS) -> dict
         found.update({f"{done.iteration} {k}": v.detach() for k, v in done.terms.items()})
 
     settings = TrainConfig(iterations=iterations)
-    trainer = Trainer(method, Drawn(labeled, unlabeled), settings, fabric)
+    trainer = Trainer(method, Drawn(labeled, unlabeled, turned), settings, fabric)
     trainer.run(iterations, note)
     return found | {key: value.clone() for key, value in method.state_dict().items()}
 
@@ -123,6 +127,29 @@ def test_two_processes_train_every_method_to_the_weights_of_one(tmp_path):
 @pytest.mark.parametrize("processes", [3, 4])
 def test_more_processes_do_so_too(tmp_path, processes):
     check_equal(processes, CASES, tmp_path)
+
+
+def train_in_float32(fabric: Fabric, turned: bool, out: Path) -> None:
+    torch.set_num_threads(1)
+    found = train_case(fabric, ("vnet", {}, 2, 2), iterations=20, turned=turned)
+    torch.save(found, out / f"{fabric.world_size}-{turned}.pt")
+
+
+@pytest.mark.slow
+def test_in_float32_they_differ_as_little_as_another_order_of_the_patches_does(tmp_path):
+    for processes, turned in ((1, False), (2, False), (1, True)):
+        fabric = make_fabric("cpu", "32-true", processes)
+        fabric.launch(partial(train_in_float32, turned=turned, out=tmp_path))
+    one, two, other = (
+        torch.load(tmp_path / f"{name}.pt") for name in ("1-False", "2-False", "1-True")
+    )
+    torch.testing.assert_close(two["1 supervised"], one["1 supervised"], rtol=0, atol=1e-5)
+    weights = [name for name in one if name.endswith((".weight", ".bias"))]
+    off, order = (
+        max(float((run[n] - one[n]).abs().max()) for n in weights) for run in (two, other)
+    )
+    print(f"weights after 20 iterations: {off:.1e} by processes, {order:.1e} by the order")
+    assert 0 < off < 10 * order
 
 
 def test_dropout_that_cannot_be_shared_out_is_refused():
