@@ -171,9 +171,9 @@ class TrainConfig(Section):
     iterations: PositiveInt = 6000
     """Training iterations."""
     labeled_batch: PositiveInt = 2
-    """Labelled patches in an iteration, on each device."""
+    """Labelled patches in an iteration."""
     unlabeled_batch: PositiveInt = 2
-    """Unlabelled patches in an iteration, on each device."""
+    """Unlabelled patches in an iteration."""
     learning_rate: PositiveFloat = 0.01
     """Learning rate of SGD at the start."""
     momentum: Fraction = 0.9
@@ -191,7 +191,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bfloat16 on a GPU that has its units, float32 elsewhere."""
     devices: PositiveInt = 1
-    """Processes that train together, one for each GPU."""
+    """Processes that compute each batch in shares, one for each GPU. The weights stay the same."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare patches; 0: the training does it itself."""
     checkpoint_every: PositiveInt = 250

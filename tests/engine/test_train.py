@@ -414,10 +414,11 @@ def test_several_processes_save_and_leave_together(phantoms, tmp_path, tiny):
 
 
 def test_processes_leave_together_every_tenth_iteration():
-    def gathered(mine):
-        return torch.stack([mine, torch.tensor(signal.SIGTERM)])
+    def reduced(mine, reduce_op):
+        assert reduce_op == "max"
+        return torch.maximum(mine, torch.tensor(signal.SIGTERM))
 
-    two = SimpleNamespace(world_size=2, device="cpu", all_gather=gathered)
+    two = SimpleNamespace(world_size=2, device="cpu", all_reduce=reduced)
     assert [is_stopped([], two, done) for done in (1, 9, 10, 11)] == [0, 0, signal.SIGTERM, 0]
     one = SimpleNamespace(world_size=1)
     assert [is_stopped(seen, one, 1) for seen in ([], [2, 15])] == [0, 2]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dcamt.config import TrainConfig
+from dcamt.engine.together import machines_and_processes, started_by_torchrun
 from dcamt.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,16 +44,27 @@ def has_bfloat16(accelerator: str) -> bool:
     return any(present is True for name, present in features.items() if "bf16" in name)
 
 
-def make_fabric(device: str, precision: str, devices: int = 1) -> "Fabric":
-    """Fabric on the resolved device; InputError if it is not there."""
+def make_fabric(device: str, precision: str, devices: int = 1, together: bool = False) -> "Fabric":
+    """Fabric on the resolved device; InputError if it is not there.
+
+    ``together``: of the processes that torchrun started, if there are any, in place of ``devices``.
+    """
     # To import it takes seconds, and only training needs it.
     from lightning_fabric import Fabric  # noqa: PLC0415
 
+    machines, strategy = 1, "ddp_spawn" if devices > 1 else "auto"
+    if together and started_by_torchrun():
+        (machines, devices), strategy = machines_and_processes(), "ddp"
     accelerator, resolved = choose_device(device, precision, devices)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     kind: Any = resolved
-    strategy = "ddp_spawn" if devices > 1 else "auto"
-    return Fabric(accelerator=accelerator, devices=devices, precision=kind, strategy=strategy)
+    return Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=machines,
+        precision=kind,
+        strategy=strategy,
+    )
 
 
 def check_sharing(settings: TrainConfig) -> None:

@@ -1,5 +1,6 @@
 """Training in several processes: signals reach them, and what ends one ends all, in a sentence."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -12,8 +13,11 @@ from torch.distributed import DistNetworkError
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from dcamt.engine.signals import Interrupted, catch_signals
+from dcamt.engine.together import Lost
 from dcamt.errors import InputError, Unwritable
 from dcamt.processes import die_with_parent
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # in each process that is started
 
 
 def launch_processes(fabric: Fabric, work: Callable[[Fabric], None], out: Path) -> None:
@@ -39,7 +43,7 @@ def launch_processes(fabric: Fabric, work: Callable[[Fabric], None], out: Path) 
         except (ProcessRaisedException, ProcessExitedException) as error:
             kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
             name = kind.rpartition(".")[2]
-            if name in (InputError.__name__, Unwritable.__name__):
+            if name in (InputError.__name__, Unwritable.__name__, Lost.__name__):
                 raise InputError(message) from None
             if name == DistNetworkError.__name__:
                 raise InputError(

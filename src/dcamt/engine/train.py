@@ -30,8 +30,9 @@ def train(
     """Train ``method`` and leave ``last.safetensors``, ``best.safetensors`` and ``log.csv``.
 
     ``validate`` maps the method to a mean Dice on the validation cases; no other case takes part
-    in choosing ``best``. Of several processes the first one writes. Raises InputError for a loss
-    that is not finite, Interrupted on SIGINT or SIGTERM once the iteration is finished and saved.
+    in choosing ``best``. Of several processes each calls it, and the first one writes. Raises
+    InputError for a loss that is not finite, Interrupted on SIGINT or SIGTERM once the iteration is
+    finished and saved.
     """
     trainer = Trainer(method, batches, settings, fabric)
     last, best = run / "last.safetensors", None
@@ -53,7 +54,7 @@ def train(
         log.add(done)
         if validate and _due(done.iteration, settings.validate_every, end):
             log.check()  # a broken network must not become the best one
-            dice = validate(method) if writes else 0.0
+            dice = validate(method)
             log.validation(dice)
             if writes and (best is None or dice > best):
                 best = dice
@@ -81,8 +82,8 @@ def is_stopped(received: Sequence[int], fabric: Fabric, iteration: int) -> int:
         return number
     if iteration % 10:
         return 0
-    numbers: Any = fabric.all_gather(torch.tensor(number, device=fabric.device))
-    return int(numbers.max())
+    most: Any = fabric.all_reduce(torch.tensor(number, device=fabric.device), reduce_op="max")
+    return int(most)
 
 
 def _due(done: int, every: int, end: int) -> bool:

@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader
 from dcamt.config import TrainConfig
 from dcamt.data.patches import Batches
 from dcamt.engine import checkpoint
+from dcamt.engine.gradients import averaged_gradients
 from dcamt.errors import InputError
 from dcamt.memory import KEPT_UP_TO, kept_memory
 from dcamt.methods.method import Method
+from dcamt.networks.shares import in_shares, share_out
 from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent
 from dcamt.types import Progress
@@ -40,12 +42,14 @@ class Trainer:
     """Trains a method, iteration by iteration, from wherever it is.
 
     What an iteration draws depends on the seed and its number alone. So training may stop after
-    any of them and go on, here or in another process, to the same weights. With several processes
-    each trains on its own batches, and gradients are averaged.
+    any of them and go on, here or in other processes, to the same weights. Several processes
+    compute one batch in shares: see dcamt.networks.shares.
     """
 
     def __init__(self, method: Method, batches: Batches, settings: TrainConfig, fabric: Fabric):
         channels_last(method.to(fabric.device))
+        if fabric.world_size > 1:
+            share_out(method)
         self.method, self.batches, self.settings, self.fabric = method, batches, settings, fabric
         self.optimizers = make_optimizers(method, settings)
         self.update = Update(fabric, self.optimizers)
@@ -59,14 +63,13 @@ class Trainer:
         """
         steps = range(self.iteration, until)
         fabric, device = self.fabric, self.fabric.device
-        mine = [step * fabric.world_size + fabric.global_rank for step in steps]
         with self._memory(), _told_of_workers():
-            for step, draw, batch in zip(steps, mine, self._loader(mine), strict=True):
-                # Every draw has its own seed, so no random state needs saving.
-                torch.manual_seed(self.batches.seed * 1_000_003 + draw)
+            for step, batch in zip(steps, self._loader(steps), strict=True):
+                # Every iteration has its own seed, so no random state needs saving.
+                torch.manual_seed(self.batches.seed * 1_000_003 + step)
                 rate = set_learning_rate(self.optimizers, self.settings, step)
                 self.method.train()
-                with fabric.autocast():
+                with fabric.autocast(), in_shares(fabric.world_size):
                     at = Progress(step, self.settings.iterations)
                     terms = self.method.step(batch.to(device), at, self.update)
                 self.iteration = step + 1
@@ -93,11 +96,11 @@ class Trainer:
     def _state(self, best: float | None) -> dict[str, Any]:
         return {"iteration": self.iteration, "best": best}
 
-    def _loader(self, draws: list[int]) -> DataLoader[Any]:
+    def _loader(self, steps: range) -> DataLoader[Any]:
         return DataLoader(
             self.batches,
             batch_size=None,
-            sampler=draws,
+            sampler=steps,
             num_workers=self.settings.workers,
             pin_memory=self.fabric.device.type == "cuda",
             worker_init_fn=_begin_worker,
@@ -123,16 +126,14 @@ class Update:
         optimizers = [self.optimizers[part] for part in parts or self.optimizers]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
+        parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        several = self.fabric.world_size > 1
         # Autocast is for the forward pass: gradients have the types of what they are gradients of.
-        with torch.autocast(self.fabric.device.type, enabled=False):
+        with (
+            torch.autocast(self.fabric.device.type, enabled=False),
+            averaged_gradients(parameters) if several else nullcontext(),
+        ):
             self.fabric.backward(loss)
-        if self.fabric.world_size > 1:
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        if parameter.grad is not None:
-                            mean = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
-                            parameter.grad.copy_(mean)
         for optimizer in optimizers:
             optimizer.step()
 

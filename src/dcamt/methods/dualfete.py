@@ -36,6 +36,7 @@ from dcamt.losses.consistency import masked_mean
 from dcamt.losses.overlap import cross_entropy, dice_ce, pseudo_label
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Network
+from dcamt.networks.shares import mean_of_processes
 from dcamt.ops.mix import cutmix, paste
 from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
@@ -129,7 +130,9 @@ class DualFete(Method):
                 )
             moved = {
                 name: weight - self.config.trial * gradient / gradient.norm().clamp(min=1e-12)
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+                for (name, weight), gradient in zip(
+                    weights.items(), mean_of_processes(gradients), strict=True
+                )
             }
             helped.append(before - self._judge(moved, batch))
         return helped

@@ -6,6 +6,7 @@ from typing import Any
 
 from dcamt.config import with_overrides
 from dcamt.data.outputs import refuse_within_dataset
+from dcamt.engine.together import started_by_torchrun
 from dcamt.errors import InputError
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.networks import BACKBONES
@@ -33,6 +34,8 @@ def distill_run(
     ``changes`` are ``key=value`` settings that win over those of ``run``. Returns ``out``. Raises
     InputError for anything the user can mend.
     """
+    if started_by_torchrun():
+        raise InputError("distill is not for torchrun; set train.devices=N for several processes")
     _refuse_settings_of(run, changes)
     config, method = load_run(run)
     record = record_of(config, method)

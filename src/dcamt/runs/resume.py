@@ -1,6 +1,6 @@
 """A run that was begun, and refusals of whatever would make another one of it."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from dcamt.runs.build import resolve_method
 from dcamt.runs.plan import Planned
 
 _CHOSEN = ("train.augment.flip", "train.augment.rotate")
+_FREE = ("train.devices",)
+"""What leads to the same weights whatever it is."""
 
 
 def reopen(run: Path) -> Planned:
@@ -33,6 +35,14 @@ def reopen(run: Path) -> Planned:
     return Planned(config, split, visible, tuple(ready))
 
 
+def with_devices(planned: Planned, asked: Config) -> Planned:
+    """``planned`` on as many devices as ``asked``, if that was given any number."""
+    if "devices" not in asked.train.model_fields_set:
+        return planned
+    train = planned.config.train.model_copy(update={"devices": asked.train.devices})
+    return replace(planned, config=planned.config.model_copy(update={"train": train}))
+
+
 def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
     """InputError if a value that ``asked`` was given differs from the one the run began with."""
 
@@ -42,6 +52,8 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
                 compare(value, old[key], f"{prefix}{key}.")
             elif f"{prefix}{key}" in _CHOSEN and value is None:
                 continue  # the run has what was chosen
+            elif f"{prefix}{key}" in _FREE:
+                continue
             elif value != old.get(key):
                 raise InputError(
                     f"{run}: was begun with {prefix}{key} = {old.get(key)}, not {value}; leave the "

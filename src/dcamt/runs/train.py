@@ -6,6 +6,7 @@ import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from lightning_fabric import Fabric
@@ -17,6 +18,8 @@ from dcamt.data.split import Labels
 from dcamt.distillation import Distilled
 from dcamt.engine.device import check_sharing, choose_device, make_fabric
 from dcamt.engine.launch import launch_processes
+from dcamt.engine.signals import Interrupted
+from dcamt.engine.together import Lost, follows, meet, started_by_torchrun, told_of_lost
 from dcamt.engine.tracking import FOLDER, MlflowRun, check_tracker
 from dcamt.engine.train import train
 from dcamt.engine.transfer import read_start
@@ -38,7 +41,7 @@ from dcamt.reporting.report import write_report
 from dcamt.runs.build import build_method, check_fit, check_trains, load_run
 from dcamt.runs.init import KEY, find_weights, record_of, refuse_other_start, told_of_start
 from dcamt.runs.plan import Planned, plan_run
-from dcamt.runs.resume import refuse_changes, refuse_other_cases, reopen
+from dcamt.runs.resume import refuse_changes, refuse_other_cases, reopen, with_devices
 from dcamt.runs.teacher import taught_by
 
 _WRITTEN = ("log.csv", "tensorboard", FOLDER, "validation")
@@ -70,7 +73,11 @@ def train_run(
     seconds, the largest training that this machine finishes is chosen; a run that goes on keeps its
     size. ``init`` is a folder or a file of weights to start from. Raises InputError for anything
     the user can mend.
+
+    Of several processes that torchrun started, each calls this; the first one plans and writes.
     """
+    if follows():
+        _follow(out, init)
     until = None if within is None else time.monotonic() + within
     begun = resume and has_begun(out)
     weights = None if init is None else find_weights(init)
@@ -83,6 +90,7 @@ def train_run(
         refuse_changes(config, planned.config, out)
         refuse_other_cases(out, planned, dataset, splits, labeled)
         refuse_other_start(out, record)
+        planned = with_devices(planned, config)
     elif dataset is None:
         raise InputError("no data set is named; give its folder")
     else:
@@ -130,6 +138,21 @@ def carry_out(
         return _train_and_report(out, planned, resume, quiet, weights, teacher)
 
 
+def _follow(out: Path, init: Path | None) -> NoReturn:
+    """What a process does that torchrun started beside the first one, which says what there is."""
+    meet()
+    planned = reopen(out)
+    resume = (out / "last.safetensors").exists()
+    weights = None if init is None or resume else find_weights(init)
+    fabric = make_fabric(planned.config.device, planned.config.train.precision, together=True)
+    fabric.launch()
+    try:
+        _train(fabric, planned, out, resume, True, weights, None)
+    except (Interrupted, Lost) as error:
+        raise SystemExit(error.exit_code) from None  # the first one says why
+    raise SystemExit
+
+
 def _train_and_report(
     out: Path,
     planned: Planned,
@@ -145,7 +168,7 @@ def _train_and_report(
     remove_temporary(out)
     if resume and (out / "last.safetensors").exists():
         check_fit(config, out / "last.safetensors")
-    fabric = make_fabric(config.device, config.train.precision, config.train.devices)
+    fabric = make_fabric(config.device, config.train.precision, config.train.devices, True)
     work = partial(
         _train,
         planned=planned,
@@ -155,7 +178,8 @@ def _train_and_report(
         weights=weights,
         teacher=teacher,
     )
-    if config.train.devices == 1:
+    meet()
+    if config.train.devices == 1 or started_by_torchrun():
         fabric.launch(work)
     else:
         launch_processes(fabric, work, out)
@@ -211,16 +235,17 @@ def _train(
         with fabric.autocast():
             return mean_dice(trained, held_out, config.plan, config.predict)
 
-    train(
-        method,
-        batches,
-        config.train,
-        out,
-        fabric,
-        validate if held_out else None,
-        resume=resume,
-        quiet=quiet,
-    )
+    with told_of_lost(out):
+        train(
+            method,
+            batches,
+            config.train,
+            out,
+            fabric,
+            validate if held_out else None,
+            resume=resume,
+            quiet=quiet,
+        )
 
 
 def _segment_validation(run: Path, planned: Planned, device: torch.device) -> None:
