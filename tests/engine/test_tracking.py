@@ -87,6 +87,7 @@ class PowerCut(Exception):
 
 
 @needs_mlflow
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_mlflow_run_with_each_number_once(tracked, client, monkeypatch):
     """The power goes after numbers were sent, before the checkpoint that holds them."""
     changes = ["train.iterations=15", "train.checkpoint_every=12", "train.validate_every=0"]
@@ -106,6 +107,7 @@ def test_a_resumed_run_is_the_same_mlflow_run_with_each_number_once(tracked, cli
 
 
 @needs_mlflow
+@pytest.mark.slow
 def test_a_store_of_the_users_takes_all_runs(tracked, client, tmp_path, monkeypatch):
     database = tmp_path / "own.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")

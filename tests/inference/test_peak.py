@@ -129,26 +129,25 @@ def test_a_scan_that_cannot_fit_is_refused_and_the_others_are_segmented(tiny_run
 
 
 IN_BETWEEN = """
+import json
 import sys
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
-from rich.console import Console
 from dcamt.data.dataset import Case
-from dcamt.errors import InputError
-from dcamt.runs.predict import _segment
+from dcamt.reporting.console import plain_console
+from dcamt.runs.segment import _one_by_one, segment_all
 
-def work(images, output):
+def work(images, output, observe):
     {"numpy": partial(np.ones, 10**9), "torch": partial(torch.ones, 10**9),
      "sound": partial(Path(output).write_text, "done")}[output.stem]()
     return ()
 
 folder = Path(sys.argv[1])
 scans = [Case(name, (folder / name,), None) for name in ("numpy", "torch", "sound")]
-try:
-    _segment(scans, {s.name: [folder / f"{s.name}.txt"] for s in scans}, work, Console(quiet=True))
-except InputError as error:
-    print(error)
+files = {scan.name: [folder / f"{scan.name}.txt"] for scan in scans}
+quiet = plain_console(quiet=True)
+print(json.dumps(segment_all(scans, files, partial(_one_by_one, work, quiet), quiet, many=True)))
 """
 
 
@@ -159,11 +158,12 @@ def test_memory_that_ends_in_between_does_not_stop_the_others(tmp_path: Path) ->
     command = [sys.executable, "-c", IN_BETWEEN, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=confine, check=False)
     assert (tmp_path / "sound.txt").read_text() == "done", done.stderr
-    assert done.stdout.startswith(
+    failed = json.loads(done.stdout)
+    assert failed.keys() == {"numpy", "torch"}
+    assert failed["numpy"].startswith(
         f"{tmp_path / 'numpy'}: cannot be segmented: there is not enough memory for another 8 GB "
         "(this process may use 3 GB); crop the scan, lower predict.batch"
     )
-    assert done.stdout.endswith("(nor have the scans torch a segmentation)\n")
 
 
 def test_a_training_that_does_not_fit(phantoms, tmp_path, tiny) -> None:

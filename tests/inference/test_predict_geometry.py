@@ -137,7 +137,7 @@ def test_a_run_on_tilted_series_segments_and_shows_its_validation_cases(
     run, sets = tmp_path / "run", [part for value in tiny for part in ("--set", value)]
     code, _, err = cli("train", data, "--out", run, "--splits", data / "splits.json", "-q", *sets)
     assert (code, err) == (0, "")
-    assert [path.name for path in (run / "validation").iterdir()] == ["e.nrrd"]
+    assert [path.name for path in (run / "validation").glob("*.*")] == ["e.nrrd"]
     scores = json.loads((run / "validation.json").read_text())
     assert {row["case"] for row in scores["cases"]} == {"e"}
     assert "data:image/png" in (run / "report.html").read_text()

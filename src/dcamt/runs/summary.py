@@ -4,7 +4,6 @@ import csv
 import io
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -50,50 +49,47 @@ Row = TypedDict(
 def summary_of(
     out: Path, ending: str, classes: Sequence[str], run: Path, weights: str, console: Console
 ) -> Callable[[], None]:
-    """What writes the summary of the folder ``out`` and tells of it, as often as it is called."""
-    calibration = _find_calibration(run, weights, len(classes) - 1, console)
-    return partial(_sum_up, out, ending, classes, calibration, console)
+    """What writes the summary of the folder ``out`` and tells of it, as often as it is called.
 
+    InputError if the calibration of ``run`` is broken.
+    """
+    calibration = read_calibration(run, len(classes) - 1)
+    calibration, note = _of_weights(calibration, run, weights)
+    told: set[str] = set()
 
-def _sum_up(
-    out: Path,
-    ending: str,
-    classes: Sequence[str],
-    calibration: Calibration | None,
-    console: Console,
-) -> None:
-    rows = write_summary(out, ending, classes, calibration)
-    cases = dict.fromkeys(row["case"] for row in rows)
-    flagged = dict.fromkeys(row["case"] for row in rows if row["flag"])
-    if rows:
+    def sum_up() -> None:
+        rows = write_summary(out, ending, classes, calibration)
+        if not rows:
+            return
+        if note and note not in told:
+            told.add(note)
+            console.print(note)
+        cases = {row["case"] for row in rows}
+        flagged = {row["case"] for row in rows if row["flag"]}
         count = number_of(len(cases), "case")
         console.print(f"{out / CSV}: {len(flagged)} of {count} to look at, first in the list")
 
+    return sum_up
 
-def _find_calibration(
-    run: Path, weights: str, classes: int, console: Console
-) -> Calibration | None:
-    """The calibration of a run, or None and a line on ``console`` that says what to do.
 
-    InputError if the file is broken, or is of another number of ``classes`` but background.
-    """
-    found = read_calibration(run, classes)
+def _of_weights(
+    found: Calibration | None, run: Path, weights: str
+) -> tuple[Calibration | None, str]:
+    """The calibration if it may be used, and what to tell of it."""
     if weights != "last":
-        console.print(f"{CSV} has no confidence: it is known of the last weights only")
-        return None
+        return None, f"{CSV} has no confidence: it is known of the last weights only"
     if found is None or not any(found["classes"]):
-        console.print(
+        return None, (
             f"{CSV} has no confidence: {run} has no {CALIBRATION} of two validation cases or more; "
             "`dcamt train DATASET --out RUN --resume` adds it to a finished run that has them"
         )
-        return None
     fewest = min(one["cases"] for one in found["classes"] if one)
-    if fewest < _FEW:
-        console.print(
-            f"{CSV}: the confidence rests on {number_of(fewest, 'validation case')} alone; take "
-            "it for an order, not for a Dice"
-        )
-    return found
+    if fewest >= _FEW:
+        return found, ""
+    return found, (
+        f"{CSV}: the confidence rests on {number_of(fewest, 'validation case')} alone; take it "
+        "for an order, not for a Dice"
+    )
 
 
 def refuse_other_summary(out: Path) -> None:
