@@ -33,6 +33,7 @@ POSITIONAL = {
     "doctor": (),
     "evaluate": ("predictions", "labels", "out"),
     "export": ("run", "out"),
+    "federate": ("sites", "out"),
     "inspect": ("dataset", "splits"),
     "predict": ("run", "input", "out"),
     "prepare": ("preset", "source", "out"),

@@ -8,6 +8,7 @@ from dcamt.commands.distill import distill
 from dcamt.commands.doctor import doctor
 from dcamt.commands.evaluate import evaluate
 from dcamt.commands.export import export
+from dcamt.commands.federate import federate
 from dcamt.commands.inspect import inspect
 from dcamt.commands.predict import predict
 from dcamt.commands.prepare import prepare
@@ -27,6 +28,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "export",
+    "federate",
     "inspect",
     "predict",
     "prepare",

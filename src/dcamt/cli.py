@@ -131,6 +131,7 @@ COMMANDS: dict[Callable[..., Any], Callable[..., None]] = {
     api.pretrain: _run,
     api.train: _run,
     api.distill: _run,
+    api.federate: _run,
     api.predict: _nothing,
     api.rank: _nothing,
     api.prepare: _nothing,

@@ -159,17 +159,19 @@ def multiples(stride: Sequence[int]) -> str:
     return f"{', '.join(first)} and {last}, one for each axis"
 
 
+def scheme_of(channel: str, data: DataConfig) -> str:
+    """One of ``MEANINGS``: by ``data.modality``, else by the channel's name as nnU-Net reads it,
+    else z-score per scan. Only "ct" looks at intensities of labelled voxels."""
+    named = MEANINGS.get(channel.strip().lower(), "zscore")
+    chosen = {"mr": "zscore", "ct": "ct", "normalized": "none", None: named}[data.modality]
+    return "ct" if data.window is not None and chosen == "zscore" else chosen
+
+
 def _normalization(
     channel: str, values: NDArray[np.float32], masked: bool, data: DataConfig
 ) -> Normalization:
-    """By ``data.modality``, else by the channel's name as nnU-Net reads it, else z-score per scan.
-
-    CT: clip and scale by the labelled foreground.
-    """
-    named = MEANINGS.get(channel.strip().lower(), "zscore")
-    chosen = {"mr": "zscore", "ct": "ct", "normalized": "none", None: named}[data.modality]
-    if data.window is not None and chosen == "zscore":
-        chosen = "ct"
+    """As ``scheme_of`` says; CT is clipped and scaled by the labelled foreground."""
+    chosen = scheme_of(channel, data)
     if chosen == "none":
         return Normalization(scheme="none")
     if chosen == "minmax":

@@ -56,18 +56,24 @@ class Prepared:
         return array
 
 
+@dataclass(frozen=True)
 class _WithoutLabel(Prepared):
-    """A case whose label is 0 throughout; no file is opened for it but the image's."""
+    """A case whose label is one value throughout; no file is opened for it but the image's."""
+
+    value: int = 0
 
     @property
     def label(self) -> NDArray[np.int8]:
         """``(x, y, z)`` int8."""
-        return np.broadcast_to(np.int8(0), self.image.shape[1:])
+        return np.broadcast_to(np.int8(self.value), self.image.shape[1:])
 
 
-def without_label(case: Prepared) -> Prepared:
-    """``case`` as if all of it were background, for a training that has no use of labels."""
-    return _WithoutLabel(case.name, case.image_path, None)
+def without_label(case: Prepared, value: int = 0) -> Prepared:
+    """``case`` as if all of it were background, for a training that has no use of labels.
+
+    With IGNORE for ``value`` no voxel of it takes part in a loss that compares with labels.
+    """
+    return _WithoutLabel(case.name, case.image_path, None, value)
 
 
 def cache_folder() -> Path:

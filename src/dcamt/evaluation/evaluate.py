@@ -107,29 +107,45 @@ def evaluate_files(
     nothing = as_metrics(dict.fromkeys(metrics))
 
     rows: list[CaseScore] = []
-    per_class: dict[str, ClassScore] = {}
     for value in classes:
         name: Named = {"class_name": names[value]} if names else {}
         # In neither file of a case.
         absent: StructureScore = {"class": value, **nothing, "outcome": BOTH_EMPTY}
-        of_class: list[CaseScore] = [
+        rows += [
             {"case": case, "class": value, **name, **measured.get((case, value), absent)}
             for case in prediction_files
         ]
-        mean, std, counts = _summary(of_class, metrics)
-        per_class[str(value)] = {**name, **mean, "std": std, **counts}
-        rows += of_class
-    mean, std, counts = _summary(rows, metrics)
     distances: Distances = {"unit": unit}
     if "nsd" in metrics:
         distances["tolerance"] = tolerance
+    not_predicted = len(label_files.keys() - prediction_files.keys())
+    return scores_of(rows, distances, metrics, not_predicted)
+
+
+def scores_of(
+    rows: Sequence[CaseScore],
+    distances: Distances,
+    metrics: Sequence[Metric] = METRICS,
+    not_predicted: int = 0,
+) -> Scores:
+    """The whole scores of rows, one a case and class, which may come from several evaluations."""
+    of_class: dict[int, list[CaseScore]] = {}
+    for row in rows:
+        of_class.setdefault(row["class"], []).append(row)
+    per_class: dict[str, ClassScore] = {}
+    for value in sorted(of_class):
+        first = of_class[value][0]
+        name: Named = {"class_name": first["class_name"]} if "class_name" in first else {}
+        mean, std, counts = _summary(of_class[value], metrics)
+        per_class[str(value)] = {**name, **mean, "std": std, **counts}
+    mean, std, counts = _summary(rows, metrics)
     return {
         "cases": sorted(rows, key=lambda row: row["case"]),
         "mean": mean,
         "std": std,
         **counts,
         "per_class": per_class,
-        "not_predicted": len(label_files.keys() - prediction_files.keys()),
+        "not_predicted": not_predicted,
         **distances,
     }
 

@@ -53,7 +53,10 @@ def read_data(
     run: FinishedRun, dataset: Dataset | None = None
 ) -> tuple[Dataset | None, str | None]:
     """The data set of a run, if it can be read and is not given already, and else why not."""
-    folder = Path(str(run.config.get("dataset")))
+    named = run.config.get("dataset")
+    if dataset is None and named is None:
+        return None, "the run names none, as its scans lie at several sites"
+    folder = Path(str(named))
     try:
         return dataset or read_dataset(folder), None
     except InputError as error:

@@ -16,6 +16,7 @@ from dcamt.records.run_folder import read_config
 from dcamt.records.scores import Scores, Summary, class_summary
 from dcamt.reporting.values import DASH, heading, with_spread
 from dcamt.runs.build import build_method, check_segments
+from dcamt.runs.federate import KEY as FEDERATION
 from dcamt.runs.init import KEY
 from dcamt.runs.teacher import KEY as TEACHER
 from dcamt.wording import number_of, percent
@@ -90,10 +91,16 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
                 "network": _network(config.network),
                 "seeds": ", ".join(map(str, seeds)),
                 "started from": first.versions.get(KEY, "random weights"),
-                **({"taught by": first.versions[TEACHER]} if TEACHER in first.versions else {}),
+                **{
+                    title: first.versions[key]
+                    for title, key in (("taught by", TEACHER), ("federated", FEDERATION))
+                    if key in first.versions
+                },
                 "weights": _CHOSEN[weights],
                 "computed with": ", ".join(
-                    f"{k} {v}" for k, v in first.versions.items() if k not in (KEY, TEACHER)
+                    f"{k} {v}"
+                    for k, v in first.versions.items()
+                    if k not in (KEY, TEACHER, FEDERATION)
                 ),
             }
         ),

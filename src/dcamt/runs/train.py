@@ -44,9 +44,9 @@ from dcamt.runs.plan import Planned, plan_run
 from dcamt.runs.resume import refuse_changes, refuse_other_cases, reopen, with_devices
 from dcamt.runs.teacher import taught_by
 
-_WRITTEN = ("log.csv", "tensorboard", FOLDER, "validation")
+WRITTEN = ("log.csv", "tensorboard", FOLDER, "validation")
 """What is written in place or below; all else is moved into place, which replaces a link."""
-_LOWER = (
+LOWER_TRAINING = (
     "lower train.labeled_batch and train.unlabeled_batch, data.patch or network.width, or train "
     "with a coarser data.spacing, in another --out"
 )
@@ -164,7 +164,7 @@ def _train_and_report(
     """Train in a run folder that has its configuration and split."""
     config = planned.config
     check_sharing(config.train)
-    refuse_links(out, _WRITTEN)
+    refuse_links(out, WRITTEN)
     remove_temporary(out)
     if resume and (out / "last.safetensors").exists():
         check_fit(config, out / "last.safetensors")
@@ -184,7 +184,7 @@ def _train_and_report(
     else:
         launch_processes(fabric, work, out)
     if planned.split.val:
-        _segment_validation(out, planned, fabric.device)
+        segment_validation(out, planned, fabric.device)
     write_report(out, planned.dataset)
     if config.train.tracker == "mlflow":
         _finish_mlflow(out)
@@ -199,7 +199,7 @@ def _finish_mlflow(out: Path) -> None:
     )
 
 
-@told_of_memory("this training does not fit", _LOWER)
+@told_of_memory("this training does not fit", LOWER_TRAINING)
 def _train(
     fabric: Fabric,
     planned: Planned,
@@ -248,7 +248,7 @@ def _train(
         )
 
 
-def _segment_validation(run: Path, planned: Planned, device: torch.device) -> None:
+def segment_validation(run: Path, planned: Planned, device: torch.device) -> None:
     """Segment and score the validation cases with the last weights, as ``predict`` would.
 
     What the probabilities say of each case is calibrated with its score (calibration.json).

@@ -1,0 +1,67 @@
+"""``dcamt federate``."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dcamt.commands.options import (
+    PathLike,
+    Quiet,
+    Recipe,
+    Resume,
+    Seed,
+    Sets,
+    TrainingDevice,
+    command,
+    configuration,
+)
+
+
+@command
+def federate(
+    sites: Annotated[
+        Iterable[PathLike] | PathLike,
+        typer.Argument(help="Data set folders, one for each site."),
+    ],
+    out: Annotated[PathLike, typer.Option(help="Run folder to write.")],
+    *,
+    rounds: Annotated[int, typer.Option(help="How often weights are averaged.")] = 20,
+    iterations: Annotated[
+        int, typer.Option(help="Training iterations of each site in a round.")
+    ] = 100,
+    strategy: Annotated[
+        Literal["fedavg", "fedprox", "fedbn"],
+        typer.Option(help="How sites stay together; fedprox and fedbn are for unlike scans."),
+    ] = "fedavg",
+    proximal: Annotated[
+        float, typer.Option(help="For fedprox: how strongly sites are held together.")
+    ] = 0.01,
+    method: Annotated[str | None, typer.Option(help="Training method; default dca-mt.")] = None,
+    seed: Seed = None,
+    device: TrainingDevice = None,
+    config: Recipe = None,
+    set: Sets = (),
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> Path:
+    """Train one network on the scans of several sites that share no scan, on this machine.
+
+    Each of ``sites`` is a data set as `train` takes; its splits.json is used if it has one. A site
+    may be without labels, but not all of them. A plan is made from summaries of the scans. In each
+    of ``rounds`` every site trains ``iterations`` from the shared weights, one site after another;
+    the new weights are the mean of theirs, each counted by its number of training scans. The
+    result is an ordinary run folder (docs/federated.md). ``resume`` goes on after the last
+    site that was done with its round. Returns the run folder ``out``. Raises InputError for
+    whatever the user can mend; what exists is never overwritten.
+    """
+    from dcamt.federation import Protocol
+    from dcamt.runs.federate import federate_run
+
+    named = {"method.name": method, "seed": seed, "device": device}
+    resolved = configuration(config, named, set, None)
+    protocol = Protocol(rounds, iterations, strategy, proximal if strategy == "fedprox" else 0.0)
+    given = [sites] if isinstance(sites, str | Path) else list(sites)
+    folders = [Path(site) for site in given]
+    return federate_run(folders, Path(out), resolved, protocol, resume=resume, quiet=quiet)
