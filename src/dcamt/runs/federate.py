@@ -21,6 +21,7 @@ from dcamt.engine.device import check_sharing, make_fabric
 from dcamt.engine.log import TrainingLog
 from dcamt.engine.precision import told_of_float32
 from dcamt.engine.signals import catch_signals
+from dcamt.engine.together import started_by_torchrun
 from dcamt.engine.tracking import check_tracker
 from dcamt.engine.trainer import Done, learning_rate
 from dcamt.errors import InputError
@@ -65,6 +66,8 @@ def federate_run(
     Returns ``out``. With ``resume`` a half-finished run goes on with its own configuration. Raises
     InputError for anything the user can mend.
     """
+    if started_by_torchrun():
+        raise InputError("federate trains in one process; start it without torchrun")
     named = _names(folders)
     config = _configured(config, protocol)
     for folder in folders:
