@@ -1,16 +1,19 @@
 """Several scans at once, and scans that arrive one by one."""
 
+import io
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from dcamt import api
 from dcamt.data.dataset import Case
@@ -21,6 +24,7 @@ from dcamt.inference.predict import Extras
 from dcamt.reporting.console import plain_console
 from dcamt.runs.build import load_run
 from dcamt.runs.segment import Request, segmenter
+from dcamt.runs.watch import watch
 
 
 def write_scan(path, seed=0):
@@ -191,6 +195,19 @@ def test_what_arrives_whole_is_segmented_once_and_a_kill_loses_nothing(tiny_run,
     assert "a.nii.gz: changed after it was segmented" in said
     assert (out / "a.nii.gz").stat().st_mtime_ns == first
     assert {path.name for path in out.glob("*.nii.gz")} == {"a.nii.gz", "b.nii.gz", "c.nii.gz"}
+
+
+def test_a_folder_that_cannot_be_read_for_a_while_ends_no_watching():
+    """Told once it is seen twice. No system can list a folder of so long a name."""
+    said = io.StringIO()
+    given = (Path("x" * 300), 1, 0.5, lambda arrived: {}, Console(file=said, width=2000))
+    watching = threading.Thread(target=watch, args=given, daemon=True)
+    watching.start()
+    begin = time.monotonic()
+    while "cannot be read (File name too long)" not in said.getvalue():
+        assert watching.is_alive() and time.monotonic() - begin < 30
+        time.sleep(0.05)
+    assert watching.is_alive()
 
 
 def test_only_a_folder_of_scans_can_be_watched(tiny_run, scans, phantoms, tmp_path):

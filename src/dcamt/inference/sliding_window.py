@@ -43,18 +43,14 @@ def branch_probabilities(
     than the patch is padded with zeros, the mean intensity, and the padding is cut off again. With
     ``mean`` the branches are averaged window by window, N is 1, and memory is that of one branch.
     """
-    shape = image.shape[1:]
     _check_size(image, patch, classes, config)
-    missing = [max(0, size - n) for n, size in zip(shape, patch, strict=True)]
-    before = [n // 2 for n in missing]
-    if any(missing):
-        sides = zip(before, missing, strict=True)
-        image = pad(image, [n for low, all in reversed([*sides]) for n in (low, all - low)])
+    image, inside = pad_to(image, patch)
     networks = 1 if mean else predictor.networks
     summed = torch.zeros(networks, classes, *image.shape[1:])
     weights = torch.zeros(image.shape[1:])
     weight = _weight(patch, config).to(predictor.device)
-    places = list(_windows(image.shape[1:], patch, config))
+    weight_on_cpu = weight.cpu()
+    places = list(windows(image.shape[1:], patch, window_step(patch, config)))
     for first in range(0, len(places), config.batch):
         own = places[first : first + config.batch]
         batch = torch.stack([image[:, *place] for place in own]).to(predictor.device)
@@ -64,20 +60,33 @@ def branch_probabilities(
         weighted = found.mul_(weight).cpu()
         for k, place in enumerate(own):
             summed[:, :, *place] += weighted[:, k]
-            weights[place] += weight.cpu()
+            weights[place] += weight_on_cpu
         observe(first + len(own), len(places))
     summed /= weights
-    inside = [slice(low, low + n) for low, n in zip(before, shape, strict=True)]
     return summed[:, :, *inside]
 
 
-def _windows(
-    shape: tuple[int, ...], patch: Patch, config: PredictConfig
+def pad_to(image: Tensor, patch: Patch) -> tuple[Tensor, list[slice]]:
+    """``(C, x, y, z)`` with zeros on both sides where it is smaller than ``patch``.
+
+    And where the image lies in it.
+    """
+    shape = image.shape[1:]
+    missing = [max(0, size - n) for n, size in zip(shape, patch, strict=True)]
+    before = [n // 2 for n in missing]
+    if any(missing):
+        sides = zip(before, missing, strict=True)
+        image = pad(image, [n for low, all in reversed([*sides]) for n in (low, all - low)])
+    return image, [slice(low, low + n) for low, n in zip(before, shape, strict=True)]
+
+
+def windows(
+    shape: tuple[int, ...], patch: Patch, steps: Patch
 ) -> Iterator[tuple[slice, slice, slice]]:
     """Where windows lie in a volume that is no smaller; the last ones end where it does."""
     starts = [
         [min(k * step, n - size) for k in range(1 + math.ceil((n - size) / step))]
-        for n, size, step in zip(shape, patch, window_step(patch, config), strict=True)
+        for n, size, step in zip(shape, patch, steps, strict=True)
     ]
     for x, y, z in product(*starts):
         yield slice(x, x + patch[0]), slice(y, y + patch[1]), slice(z, z + patch[2])

@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from monai.inferers.utils import dense_patch_slices
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -20,14 +19,14 @@ from dcamt.config import Patch
 from dcamt.data.dataset import Case
 from dcamt.data.scans import find_scans
 from dcamt.data.space import to_network
-from dcamt.engine.device import make_fabric
+from dcamt.engine.device import choose_device
 from dcamt.errors import InputError
 from dcamt.escape import csv_cell, printable
 from dcamt.files import read_json, refuse_existing, write_text
 from dcamt.inference.confidence import expected_dice
 from dcamt.inference.predict import LOWER, Extras, check_memory, most_probable, read_scan
 from dcamt.inference.predictor import Predictor, make_predictor
-from dcamt.inference.sliding_window import branch_probabilities
+from dcamt.inference.sliding_window import branch_probabilities, pad_to, windows
 from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
 from dcamt.networks.backbone import Backbone
@@ -82,9 +81,9 @@ def rank_scans(
     refuse_existing(out)
     config, method = load_run(run, weights)
     scans = _unlabelled(run, find_scans(input, len(config.plan.channels)), input)
-    fabric = make_fabric(device, "32-true")
-    predictor = make_predictor(method, config.plan, fabric.device)
-    encoder = _encoder(method).to(fabric.device)
+    place = torch.device(choose_device(device, "32-true")[0])
+    predictor = make_predictor(method, config.plan, place)
+    encoder = _encoder(method).to(place)
     console = plain_console(stderr=True, quiet=quiet)
     found: list[Ranked] = []
     features: list[NDArray[np.float32]] = []
@@ -165,13 +164,10 @@ def bottleneck(
 
     Over windows that lie side by side; an image smaller than ``patch`` is padded with zeros.
     """
-    missing = [max(0, side - n) for n, side in zip(image.shape[1:], patch, strict=True)]
-    padding = [side for n in reversed(missing) for side in (n // 2, n - n // 2)]
-    padded = torch.nn.functional.pad(image, padding)
-    windows = dense_patch_slices(padded.shape[1:], patch, patch)
+    padded, _ = pad_to(image, patch)
     means = [
-        encoder.encode(padded[(slice(None), *window)][None].to(device))[0].mean((0, 2, 3, 4))
-        for window in windows
+        encoder.encode(padded[:, *window][None].to(device))[0].mean((0, 2, 3, 4))
+        for window in windows(padded.shape[1:], patch, patch)
     ]
     return torch.stack(means).mean(0).cpu().numpy()
 

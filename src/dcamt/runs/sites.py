@@ -20,9 +20,8 @@ from torch.optim import Optimizer
 from dcamt.config import Config, Plan
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.mirror import choose_mirroring
-from dcamt.data.patches import Batches
 from dcamt.data.plan import check_plan
-from dcamt.data.prepare import prepare, without_label
+from dcamt.data.prepare import prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.survey import Survey, fingerprint, survey
 from dcamt.engine import checkpoint
@@ -46,6 +45,7 @@ from dcamt.runs.build import (
     resolve_network,
 )
 from dcamt.runs.plan import Planned
+from dcamt.runs.train import make_batches
 from dcamt.types import IGNORE
 
 SPLITS = "splits.json"
@@ -177,7 +177,7 @@ def train_round(
     """
     config, until = site.planned.config, since + protocol.iterations
     method = build_method(config)
-    batches = _batches(site.planned, method)
+    batches = make_batches(site.planned, method, site.planned.split.unlabeled, instead=IGNORE)
     trainer = Trainer(method, batches, config.train, fabric)
     if site.last.exists():
         trainer.load(site.last)
@@ -196,23 +196,6 @@ def train_round(
         if name not in own
     }
     return Update(weights, site.cases, _losses(site.folder / "log.csv", since, until))
-
-
-def _batches(planned: Planned, method: Method) -> Batches:
-    """As in any training; without a label the labelled stream shows scans that teach no class."""
-    config, split = planned.config, planned.split
-    ready = {case.name: case for case in planned.ready}
-    unlabeled = [ready[name] for name in split.unlabeled]
-    labeled = [ready[name] for name in split.labeled]
-    return Batches(
-        labeled or [without_label(case, IGNORE) for case in unlabeled],
-        unlabeled,
-        config.plan.patch,
-        config.train,
-        config.seed,
-        config.plan.spacing,
-        method.views,
-    )
 
 
 def _train(trainer: Trainer, folder: Path, until: int, stop: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -219,16 +220,7 @@ def _train(
     if isinstance(method, Distilled) and teacher is not None:
         method.teacher = taught_by(teacher, fabric.device)
         names = (*split.labeled, *split.unlabeled)  # it teaches on every scan
-    unlabeled = [ready[name] for name in names]
-    batches = Batches(
-        [ready[name] for name in split.labeled] or [without_label(case) for case in unlabeled],
-        unlabeled,
-        config.plan.patch,
-        config.train,
-        config.seed,
-        config.plan.spacing,
-        method.views,
-    )
+    batches = make_batches(planned, method, names)
     held_out = [ready[name] for name in split.val]
 
     def validate(trained: Method) -> float:
@@ -246,6 +238,28 @@ def _train(
             resume=resume,
             quiet=quiet,
         )
+
+
+def make_batches(
+    planned: Planned, method: Method, unlabeled: Sequence[str], instead: int = 0
+) -> Batches:
+    """Batches of a run's labelled cases and of ``unlabeled`` ones.
+
+    Without a labelled case the labelled stream shows these as well, with ``instead`` as the label
+    of every voxel.
+    """
+    config, ready = planned.config, {case.name: case for case in planned.ready}
+    others = [ready[name] for name in unlabeled]
+    labeled = [ready[name] for name in planned.split.labeled]
+    return Batches(
+        labeled or [without_label(case, instead) for case in others],
+        others,
+        config.plan.patch,
+        config.train,
+        config.seed,
+        config.plan.spacing,
+        method.views,
+    )
 
 
 def segment_validation(run: Path, planned: Planned, device: torch.device) -> None:

@@ -42,7 +42,10 @@ def watch(
     told: set[str] = set()
     console.print(printable(f"watching {folder}; end it with Ctrl-C"))
     while True:
-        scans, problems = scans_so_far(folder, channels)
+        try:
+            scans, problems = scans_so_far(folder, channels)
+        except OSError as error:  # a file was moved away meanwhile: the next look sees what is left
+            scans, problems = [], [f"{folder}: cannot be read ({error.strerror or error})"]
         looks = {scan.name: _look(scan) for scan in scans}
         arrived = []
         for scan in scans:
