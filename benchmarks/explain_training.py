@@ -113,6 +113,8 @@ def watch(
         done = check(folder / "last.safetensors", method)["iteration"]
         looks = json.loads((folder / "looks.json").read_text()) if done >= every else []
         looks = [found for found in looks if found["iteration"] <= done]
+        if done == config.train.iterations:  # what is left there are weights to predict with
+            return looks
 
     def look(method: Method) -> float:
         found = judge(method, judged, config)
@@ -132,7 +134,8 @@ def judge(method: Method, cases: Sequence[Prepared], config: RunConfig) -> dict[
     They differ on the voxels that any calls foreground, in share of these voxels.
     """
     classes = len(config.plan.classes)
-    predictor = Predictor(method.eval().branches, next(method.parameters()).device)
+    device = next(method.parameters()).device
+    predictor = Predictor(method.eval().branches, device, method.networks)
     scores: dict[str, list[float]] = defaultdict(list)
     for case in cases:
         image = torch.from_numpy(np.array(case.image))
