@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import nibabel as nib
 import numpy as np
@@ -305,17 +306,21 @@ def test_a_method_nobody_knows_costs_nothing(cli):
     assert_refused(cli("cost", "--methods", "vnet", "--iterations", "0"), "--iterations 0")
 
 
-@pytest.fixture
-def no_space():
-    """``no_space(n)``: from now on no file of this process grows beyond n bytes."""
+@contextmanager
+def no_space(size):
+    """While it lasts, no file of this process grows beyond ``size`` bytes.
+
+    It ends before pytest writes its own line on the test, which may go to a file as well.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_refuses_the_checkpoint_keeps_the_old_one(
-    cli, phantoms, tmp_path, tiny, no_space
-):
+def test_a_disk_that_refuses_the_checkpoint_keeps_the_old_one(cli, phantoms, tmp_path, tiny):
     run = tmp_path / "run"
     assert cli(*train_args(phantoms, run, tiny))[0] == 0
     whole = fingerprint(run)
@@ -324,22 +329,22 @@ def test_a_disk_that_refuses_the_checkpoint_keeps_the_old_one(
         (run / "config.yaml").read_text().replace("iterations: 3", "iterations: 6")
     )
     assert load_config(run / "config.yaml") == config
-    no_space(500_000)
-    result = cli("train", phantoms, "--out", run, "--resume", "--quiet")
+    with no_space(500_000):
+        result = cli("train", phantoms, "--out", run, "--resume", "--quiet")
     assert_refused(result, "last.safetensors", "cannot be written")
     assert fingerprint(run)["last.safetensors"] == whole["last.safetensors"]
     assert not list(run.rglob(".tmp-*"))
 
 
 def test_a_disk_that_refuses_the_segmentation_leaves_no_half_of_it(
-    cli, tiny_run, phantoms, tmp_path, no_space
+    cli, tiny_run, phantoms, tmp_path
 ):
     scans, out = phantoms / "imagesTr", tmp_path / "out"
     args = ("--out", out, "--quiet")
     assert cli("predict", tiny_run, scans / "phantom_001.nii.gz", *args)[0] == 0
     before = fingerprint(out)
-    no_space(100)
-    result = cli("predict", tiny_run, scans / "phantom_000.nii.gz", *args)
+    with no_space(100):
+        result = cli("predict", tiny_run, scans / "phantom_000.nii.gz", *args)
     assert_refused(result, "phantom_000", "cannot be written")
     assert fingerprint(out) == before
 

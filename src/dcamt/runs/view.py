@@ -214,7 +214,7 @@ def _summary(folder: Path | None) -> tuple[dict[str, dict[str, str]], set[str], 
         return facts, flagged, classes
     for row in _rows(folder / "summary.csv", "case"):
         case = row["case"]
-        structure = row.get("structure") or row.get("class_name") or row.get("class") or "structure"
+        structure = row.get("class_name") or "structure"
         if structure not in classes:
             classes.append(structure)
         if row.get("volume_ml"):
