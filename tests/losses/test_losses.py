@@ -263,21 +263,42 @@ def test_the_bandwidth_gets_no_gradient(features: tuple[Tensor, Tensor]) -> None
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
-def slow_intra_inter(teacher: Tensor, student: Tensor, classes: Tensor) -> tuple[float, float]:
+def slow_intra_inter(
+    teacher: Tensor, student: Tensor, classes: list[int], means: bool
+) -> tuple[float, float]:
     same, different = [], []
     centre = sum([*teacher, *student]) / (len(teacher) + len(student))
-    for i, t in enumerate(teacher - centre):
-        for j, s in enumerate(student - centre):
-            distance = squared(t / t.norm(), s / s.norm())
-            (same if classes[i] == classes[j] else different).append(distance)
+    units = [[(x - centre) / (x - centre).norm() for x in branch] for branch in (teacher, student)]
+    if means:
+        units = [
+            [sum(own) / len(own) for k in sorted(set(classes)) if (own := of(k, items, classes))]
+            for items in units
+        ]
+        classes = sorted(set(classes))
+    for i, t in enumerate(units[0]):
+        for j, s in enumerate(units[1]):
+            (same if classes[i] == classes[j] else different).append(squared(t, s))
     return statistics.fmean(same or [0.0]), -statistics.fmean(different or [0.0])
 
 
+def of(wanted: int, items: list[Tensor], classes: list[int]) -> list[Tensor]:
+    return [item for item, k in zip(items, classes, strict=True) if k == wanted]
+
+
+@pytest.mark.parametrize("means", [True, False])
 @pytest.mark.parametrize("classes", [[0, 0, 1, 2, 1], [0, 1, 2, 3, 4], [2, 2, 2, 2, 2]])
-def test_intra_inter(features: tuple[Tensor, Tensor], classes: list[int]) -> None:
-    found = intra_inter(*features, torch.tensor(classes))
-    expected = slow_intra_inter(*features, torch.tensor(classes))
+def test_intra_inter(features: tuple[Tensor, Tensor], classes: list[int], means: bool) -> None:
+    found = intra_inter(*features, torch.tensor(classes), means)
+    expected = slow_intra_inter(*features, classes, means)
     assert [value.item() for value in found] == pytest.approx(expected, rel=1e-4)
+
+
+def test_means_leave_the_items_of_a_class_apart() -> None:
+    """Items of one class that differ cost nothing where their means agree; as pairs they do."""
+    across = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    classes = torch.tensor([0, 0, 1, 1])
+    assert intra_inter(across, across, classes)[0].item() == pytest.approx(0, abs=1e-6)
+    assert intra_inter(across, across, classes, means=False)[0].item() == pytest.approx(1)
 
 
 def test_features_that_differ_little_are_not_taken_for_equal() -> None:

@@ -71,10 +71,13 @@ def test_unlabelled_terms_hardly_count_at_the_start(build, plain_update, batch) 
     assert abs(update.losses[0] - supervised) <= 0.007 * rest
 
 
-@pytest.mark.parametrize("units", ["tokens", "samples"])
-def test_terms_are_the_equations_on_both_branches(units, build, plain_update, batch) -> None:
+@pytest.mark.parametrize(("units", "compare"), [("tokens", "means"), ("samples", "pairs")])
+def test_terms_are_the_equations_on_both_branches(
+    units, compare, build, plain_update, batch
+) -> None:
     options = {
         "units": units,
+        "compare": compare,
         "targets": "soft",
         "paste": 0,
         "foreground_share": 0.2,
@@ -88,7 +91,7 @@ def test_terms_are_the_equations_on_both_branches(units, build, plain_update, ba
     guess = logits_t[2:].argmax(1).masked_fill(~batch.inside_u, IGNORE)
     classes = torch.cat([batch.label_l, guess])
     t, s, classes = items(features_t, features_s, one_hot(classes, 2), (16, 16, 16), units, 0.2)
-    intra, inter = intra_inter(t, s, classes)
+    intra, inter = intra_inter(t, s, classes, compare == "means")
     expected = {
         "supervised_teacher": dice_ce(logits_t[:2], batch.label_l),
         "supervised_student": dice_ce(logits_s[:2], batch.label_l),

@@ -38,19 +38,28 @@ def mmd(teacher: Tensor, student: Tensor, bandwidths: Sequence[float] = (1.0,)) 
     return total / len(bandwidths)
 
 
-def intra_inter(teacher: Tensor, student: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Pull same-class and push different-class pairs across branches (DCA-MT eqs. 4-5).
+def intra_inter(
+    teacher: Tensor, student: Tensor, classes: Tensor, means: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Pull same-class and push different-class features across branches (DCA-MT eqs. 4-5).
 
     Returns ``L_intra = mean |t_i - s_j|^2`` over pairs of equal class, and ``L_inter = -mean
     |t_i - s_j|^2`` over pairs of different class; a set without pairs gives 0. Features are
-    centred and scaled to unit length first. Unit length bounds a distance by 4, where the push has
-    no lower bound on raw features. Without centring the pull, which weighs more, is satisfied by
-    all features pointing the same way, and the bottleneck goes blind.
+    centred and scaled to unit length first, so the push is bounded: raw features have no bound.
+
+    With ``means``, t_i and s_j are the mean features of each class, otherwise single items, as in
+    the paper. The pull between single items, which weighs more than the push, is satisfied when all
+    items of the bottleneck are alike, and then the bottleneck tells nothing more.
     """
     centre = torch.cat([teacher, student]).mean(0)
     unit_t, unit_s = (F.normalize(x - centre, dim=1) for x in (teacher, student))
+    if means:
+        present = classes.unique()
+        members = (present[:, None] == classes).float()
+        share = members / members.sum(1, keepdim=True)
+        unit_t, unit_s, classes = share @ unit_t, share @ unit_s, present
     distances = squared_distances(unit_t, unit_s)
-    same = (classes[:, None] == classes[None]).float()
+    same = (classes[:, None] == classes).float()
     intra = (distances * same).sum() / same.sum().clamp(min=1)
     inter = (distances * (1 - same)).sum() / (1 - same).sum().clamp(min=1)
     return intra, -inter

@@ -10,10 +10,10 @@ doi 10.1371/journal.pone.0352358. One iteration, on labelled patches l and unlab
     L        = L_sup(T) + L_sup(S) + ramp (L_feat + L_mutual)
 
 Where the paper is silent or contradicts itself, both readings are options of ``Config``, and the
-default is the one that measured better (docs/tried.md). Two defaults leave the paper: a branch
-learns the other's most probable class (``targets``), and sees unlabelled patches with labelled
-ones around them (``paste``). The paper's own reading is
-``targets=soft to_student=1.0 to_teacher=0.3 paste=0``.
+default is the one that measured better (docs/tried.md). Three defaults leave the paper: a branch
+learns the other's most probable class (``targets``), it sees unlabelled patches with labelled ones
+around them (``paste``), and L_intra and L_inter compare means (``compare``). The paper's own
+reading is ``targets=soft to_student=1.0 to_teacher=0.3 paste=0 compare=pairs``.
 """
 
 import math
@@ -72,6 +72,8 @@ class DCAMT(Method):
         """What L_feat compares: bottleneck voxels (tokens), or pooled samples."""
         foreground_share: Fraction = 0.1
         """Share of its voxels that a class must fill to name a token; 0.5 is the majority."""
+        compare: Literal["means", "pairs"] = "means"
+        """What L_intra and L_inter compare: each class's mean, or all pairs (the paper)."""
         bandwidths: tuple[PositiveFloat, ...] = (1.0,)
         """Kernel bandwidths, as multiples of the median distance."""
         mmd_weight: float = 1.0
@@ -169,7 +171,7 @@ class DCAMT(Method):
             stride = self.pair.student.stride
             t, s, found = items(features_t, features_s, votes, stride, c.units, c.foreground_share)
             terms["mmd"] = mmd(t, s, c.bandwidths)
-            terms["intra"], terms["inter"] = intra_inter(t, s, found)
+            terms["intra"], terms["inter"] = intra_inter(t, s, found, c.compare == "means")
             loss = loss + ramp * (
                 c.mmd_weight * terms["mmd"]
                 + c.intra_weight * terms["intra"]
