@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dcamt import api
-from dcamt.data.volume import read_label, write_volume
+from dcamt.data.volume import read_image, read_label, write_volume
 from dcamt.errors import InputError
 from dcamt.files import LOCK, alone
 from dcamt.inference.predict import DICOM_SEG, Extras, extra_files
@@ -214,6 +214,19 @@ def test_what_is_announced_is_what_is_written(tiny_run, phantoms, tmp_path):
     assert extra_files(out, Extras(dicom_seg=True), classes) == {
         DICOM_SEG: [out.parent / DICOM_SEG / "seg.dcm"]
     }
+
+
+def test_a_training_maps_the_entropy_of_its_validation_cases(tiny_run, phantoms, tmp_path):
+    (case,) = (path.name for path in (tiny_run / "validation").glob("*.nii.gz"))
+    name = case.removesuffix(".nii.gz")
+    maps = tiny_run / "validation" / "uncertainty"
+    assert [path.name for path in maps.iterdir()] == [f"{name}_entropy.nii.gz"]
+    out = tmp_path / "out" / case
+    api.predict(tiny_run, phantoms / "imagesTr" / case, out, uncertainty=True, quiet=True)
+    again = read_image([out.parent / "uncertainty" / f"{name}_entropy.nii.gz"]).array
+    found = read_image([maps / f"{name}_entropy.nii.gz"]).array
+    np.testing.assert_allclose(found, again, atol=1e-5)
+    assert 0 <= found.min() < found.max() <= 1
 
 
 # ------------------------------------------------------------------------------------ long names

@@ -151,7 +151,7 @@ def test_every_validation_case_of_a_run_is_there(tiny_run, phantoms):
         status, body = ask(server, f"/{server.secret}/case/0?whole")
     assert status == 200
     files = files_in(body)
-    assert set(files) == {"scan", "reference", "prediction-0"}
+    assert set(files) == {"scan", "reference", "prediction-0", "uncertainty-0"}
     label = nib.as_closest_canonical(nib.load(phantoms / "labelsTr" / f"{case}.nii.gz"))
     assert np.array_equal(files["reference"].get_fdata(), label.get_fdata())
     assert np.allclose(files["reference"].affine, label.affine)
@@ -231,7 +231,8 @@ def test_runs_side_by_side_share_their_cases(tiny_run, tmp_path):
     assert data["panels"] == [tiny_run.name] * 2
     with running(shown) as server:
         files = files_in(ask(server, f"/{server.secret}/case/0")[1])
-    assert set(files) == {"scan", "reference", "prediction-0", "prediction-1"}
+    each = {f"{kind}-{i}" for kind in ("prediction", "uncertainty") for i in (0, 1)}
+    assert set(files) == {"scan", "reference"} | each
 
 
 def test_a_comparison_leads_nowhere_but_into_its_folder(tiny_run, tmp_path):

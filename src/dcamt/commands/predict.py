@@ -84,7 +84,12 @@ def predict(
         Path(run),
         Path(input),
         Path(out),
-        Extras(probabilities, uncertainty, largest_component, dicom_seg),
+        Extras(
+            probabilities=probabilities,
+            uncertainty=uncertainty,
+            largest_component=largest_component,
+            dicom_seg=dicom_seg,
+        ),
         {"overlap": overlap, "stride": stride, "weighting": weighting},
         weights=weights,
         series=series,

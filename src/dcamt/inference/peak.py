@@ -30,6 +30,7 @@ def peak_memory(
     *,
     probabilities: bool = False,
     uncertainty: bool = False,
+    entropy: bool = False,
     largest_component: bool = False,
 ) -> float:
     """Bytes that a scan takes at most at one time while it is segmented, its own values included.
@@ -60,9 +61,10 @@ def peak_memory(
     stitch = channels * (grid + (padded if padded > grid else 0)) + stitched + padded + windows
     averaged = classes * grid if kept > 1 else 0
     restore = stitched + averaged + classes * scan + content
-    held = (stitched + averaged + 2 * grid if uncertainty else 0) + shown + scan / 4
-    maps = 2 * stitched if uncertainty else 0  # distances of the networks from their mean
+    mapped = uncertainty or entropy
+    held = (stitched + averaged + 2 * grid if mapped else 0) + shown + scan / 4
+    maps = 2 * stitched if mapped else 0  # distances of the networks from their mean, logarithms
     pieces = 4 * scan if largest_component else 0
-    write = 2 * scan if probabilities or uncertainty else scan / 2
+    write = 2 * scan if probabilities or mapped else scan / 2
     finish = held + max(maps, pieces, write)
     return 4 * max(prepare, stitch, restore, finish) + LIBRARIES

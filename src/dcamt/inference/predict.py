@@ -50,13 +50,15 @@ class Extras:
 
     probabilities: bool = False
     uncertainty: bool = False
+    entropy: bool = False  # of the maps of uncertainty this one alone, which takes less memory
     largest_component: bool = False
     dicom_seg: bool = False
     summary: bool = False
 
     def folders(self) -> list[str]:
         """Folders beside the segmentations that will be written to."""
-        wanted = (self.probabilities, self.uncertainty, self.dicom_seg, self.summary)
+        uncertain = self.uncertainty or self.entropy
+        wanted = (self.probabilities, uncertain, self.dicom_seg, self.summary)
         return [name for name, on in zip(EXTRA_FOLDERS, wanted, strict=True) if on]
 
 
@@ -104,7 +106,8 @@ def predict_case(
     del array
     probabilities = branches[0] if len(branches) == 1 else branches.mean(0)
     restored = restored_probabilities(probabilities, placement)
-    if not extras.uncertainty:
+    mapped = extras.uncertainty or extras.entropy
+    if not mapped:
         del branches, probabilities
     segmentation = most_probable(restored)
     expected = expected_dice(restored, segmentation) if extras.summary else []
@@ -116,8 +119,8 @@ def predict_case(
     if extras.probabilities:
         for k, path in enumerate(files["probabilities"]):
             write(path, restored[k])
-    if extras.uncertainty:
-        maps = (entropy(probabilities), disagreement(branches))
+    if mapped:
+        maps = [entropy(probabilities), *([disagreement(branches)] if extras.uncertainty else [])]
         for path, values in zip(files["uncertainty"], maps, strict=True):
             write(path, restore(values[None], placement)[0])
     if extras.dicom_seg:
@@ -163,6 +166,7 @@ def check_memory(
         predictor,
         probabilities=extras.probabilities,
         uncertainty=extras.uncertainty,
+        entropy=extras.entropy,
         largest_component=extras.largest_component,
     )
     size = " x ".join(map(str, image.shape))
@@ -180,7 +184,10 @@ def extra_files(output: Path, extras: Extras, classes: Sequence[str]) -> dict[st
     case = output.name[: len(output.name) - len(ending)]
     names = {
         "probabilities": [f"{_map_name(case, structure)}{ending}" for structure in classes],
-        "uncertainty": [f"{case}_entropy{ending}", f"{case}_disagreement{ending}"],
+        "uncertainty": [
+            f"{case}_{kind}{ending}"
+            for kind in ("entropy", *(["disagreement"] if extras.uncertainty else []))
+        ],
         DICOM_SEG: [f"{case}.dcm"],
         SUMMARY: [f"{case}.json"],
     }

@@ -265,12 +265,13 @@ def make_batches(
 def segment_validation(run: Path, planned: Planned, device: torch.device) -> None:
     """Segment and score the validation cases with the last weights, as ``predict`` would.
 
-    What the probabilities say of each case is calibrated with its score (calibration.json).
+    What the probabilities say of each case is calibrated with its score (calibration.json). A map
+    of their entropy lies beside each segmentation, for the report.
     """
     config, method = load_run(run)
     dataset, folder = planned.dataset, run / "validation"
     predictor = make_predictor(method, config.plan, device)
-    extras = Extras(summary=True)
+    extras = Extras(summary=True, entropy=True)
     predictions, labels, numbers = {}, {}, {}
     for name in planned.split.val:
         case = dataset.case(name)
