@@ -70,14 +70,7 @@ def segment_scans(
     config, method = load_run(run, weights)
     config = _with_windows(config, windows)
     plan, watched = config.plan, settle is not None
-    unread: list[Path] = []
-    if watched:
-        check_can_be_watched(input)
-        scans, _ = scans_so_far(input, len(plan.channels))
-    else:
-        scans = find_scans(input, len(plan.channels), unread)
-    if series is not None and not any(scan.images[0].is_dir() for scan in scans):
-        raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
+    scans, unread = _scans_at(input, len(plan.channels), series, watched)
     outputs = _name_outputs(input, out, format, scans)
     single = out in outputs.values()
     folder = out.parent if single else out
@@ -96,23 +89,15 @@ def segment_scans(
     _check_names(files)
     refuse_links(folder, extras.folders())
     _refuse_existing(files, may_skip=not single, resume=resume or watched)
-    made_with = {
-        "weights": weights,
-        "sha256": digest(config, method),
-        "format": f".{format or OUTPUT_FORMATS[0]}",
-        **config.predict.model_dump(mode="json"),
-        "largest_component": extras.largest_component,
-        "series": series,
-        "backend": backend,
-    }
     accelerator, _ = choose_device(device, "32-true")
     request = Request(run, weights, config.predict, extras, series, accelerator, backend)
+    ending = f".{format or OUTPUT_FORMATS[0]}"
+    made_with = {**_settings(request), "sha256": digest(config, method), "format": ending}
     console = plain_console(stderr=True, quiet=quiet)
     for note in remarks_on(unread, skip=folder.resolve()):
         console.print(printable(note))
     again = "give the same command again" if single or watched else "continue with --resume"
-    ending, classes = made_with["format"], plan.classes
-    sum_up = None if single else summary_of(out, ending, classes, run, weights, console)
+    sum_up = None if single else summary_of(out, ending, plan.classes, run, weights, console)
     with (
         stopped_by_signals(again),
         segmenter(request, config, method, jobs, console) as segment,
@@ -136,6 +121,21 @@ def segment_scans(
         more = f" (nor have the scans {', '.join(others)} a segmentation)" if others else ""
         raise InputError(failed[first] + more)
     return list(outputs.values())
+
+
+def _scans_at(
+    input: Path, channels: int, series: int | None, watched: bool
+) -> tuple[list[Case], list[Path]]:
+    """The scans at ``input``, and what there is no scan. Of a watched folder, those so far."""
+    unread: list[Path] = []
+    if watched:
+        check_can_be_watched(input)
+        scans, _ = scans_so_far(input, channels)
+    else:
+        scans = find_scans(input, channels, unread)
+    if series is not None and not any(scan.images[0].is_dir() for scan in scans):
+        raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
+    return scans, unread
 
 
 def _segment_new(
@@ -220,6 +220,17 @@ def _existing(files: Mapping[str, Sequence[Path]]) -> list[Path]:
 
 
 # ------------------------------------------------------------------------------ what it is made of
+
+
+def _settings(request: Request) -> dict[str, Any]:
+    """What decides a segmentation beside the network and the format."""
+    return {
+        "weights": request.weights,
+        **request.windows.model_dump(mode="json"),
+        "largest_component": request.extras.largest_component,
+        "series": request.series,
+        "backend": request.backend,
+    }
 
 
 @contextmanager
