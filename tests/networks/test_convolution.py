@@ -72,16 +72,27 @@ def test_results_without_gradients_are_those_of_pytorch(layer, patches, autocast
 
 LAID_OUT = [(layer, patches, False) for layer in LAYERS for patches in (1, 2)]
 LAID_OUT += [(layer, 2, True) for layer in LAYERS]
+LAID_OUT += [(layer, 1, True) for layer in LAYERS[:2]]
 LAID_OUT.remove((LAYERS[-1], 1, False))  # of one small patch oneDNN offers no transposed one
 
 
 @pytest.mark.parametrize(("layer", "patches", "trained"), LAID_OUT)
 def test_the_output_is_laid_out_channels_last(layer, patches, trained):
-    """PyTorch's own is not, of a single patch; a batch to train on has several."""
+    """PyTorch's own is not, of a single patch."""
     x = torch.randn(patches, 6, 4, 6, 8).contiguous(memory_format=torch.channels_last_3d)
     layer = copy.deepcopy(layer).to(memory_format=torch.channels_last_3d)
     with torch.set_grad_enabled(trained):
         assert layer(x).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("patches", [1, 2])
+def test_no_patch_is_trained_on_by_a_slow_kernel(patches):
+    layer, x = Convolution(6, 6, 3, padding=1), torch.randn(patches, 6, 8, 8, 8)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        layer(x).sum().backward()
+    kernels = {event.key for event in seen.key_averages() if "conv" in event.key}
+    assert "aten::mkldnn_convolution" in kernels
+    assert not any("slow" in kernel for kernel in kernels)
 
 
 def test_upsampling_has_right_gradients_in_double_precision():

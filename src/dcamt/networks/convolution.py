@@ -34,17 +34,22 @@ def _faster(layer: nn.Conv3d) -> type[nn.Conv3d]:
     return Depthwise if alone else Convolution
 
 
+_SMALL = 20480
+"""Values of a patch but for its last axis, up to which PyTorch leaves out oneDNN for one patch."""
+
+
 class Convolution(nn.Conv3d):
-    """Computed by oneDNN wherever nothing is trained, in float32.
+    """Computed by oneDNN in float32, a single patch too.
 
     For single patches of few channels PyTorch takes a slow kernel of its own, and with it the
-    contiguous layout: the first convolution of a V-Net, and those of its coarse levels.
+    contiguous layout: the first convolution of a V-Net, and those of its coarse levels. Where
+    nothing is trained, oneDNN is asked directly. It has no gradients then, so a patch that is
+    trained on gets a second one of zeros beside it: for two PyTorch takes oneDNN.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if (
-            torch.is_grad_enabled()
-            or x.device.type != "cpu"
+            x.device.type != "cpu"
             or x.dtype != torch.float32
             or torch.is_autocast_enabled("cpu")
             or _is_recorded()
@@ -53,9 +58,13 @@ class Convolution(nn.Conv3d):
             or self.padding_mode != "zeros"
         ):
             return super().forward(x)
-        return torch.mkldnn_convolution(
-            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
-        )
+        if not torch.is_grad_enabled():
+            return torch.mkldnn_convolution(
+                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+            )
+        if len(x) == 1 and self.groups == 1 and x.shape[:4].numel() <= _SMALL:
+            return super().forward(torch.cat([x, torch.zeros_like(x)]))[:1]
+        return super().forward(x)
 
 
 def _is_recorded() -> bool:
