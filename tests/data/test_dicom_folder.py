@@ -225,6 +225,25 @@ def test_copies_count_once(folder) -> None:
     assert_read(folder, "copies of slices that were left out: 3")
 
 
+def test_first_slices_that_are_missing_show_in_the_numbers_of_the_others(folder) -> None:
+    (first,) = (path for path in folder.iterdir() if pydicom.dcmread(path).InstanceNumber == 1)
+    first.unlink()
+    found = read_image([folder])
+    np.testing.assert_array_equal(found.array[0], ARRAY[:, :, 1:])
+    assert found.remarks == (
+        "its slices are numbered from 2 on; check that no earlier one is missing",
+    )
+
+
+@pytest.mark.parametrize("numbers", [lambda k: None, lambda k: k - 1, lambda k: 2 * k, lambda k: 7])
+def test_other_numbers_say_nothing_of_missing_slices(folder, numbers) -> None:
+    for path in folder.iterdir():
+        head = pydicom.dcmread(path)
+        head.InstanceNumber = numbers(int(head.InstanceNumber))
+        head.save_as(path)
+    assert_read(folder)
+
+
 def test_copies_of_compressed_slices_count_once(tmp_path, write_series) -> None:
     array = np.random.default_rng(0).integers(0, 60, (16, 12, 5)).astype(np.uint16)
     folder = write_series(tmp_path / "scan", array, AFFINE, PixelRepresentation=0)

@@ -120,7 +120,7 @@ def sorted_slices(folder: Path, series: int | None = None) -> tuple[list[Slice],
     once = _once(folder, found[chosen])
     beside = len(files) - sum(len(found[key]) for key in keys)
     remarks = _remarks(folder, beside, len(found[chosen]) - len(once))
-    return _in_order(folder, once), remarks
+    return _in_order(folder, once), remarks + _first_missing(once)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -206,6 +206,18 @@ def _remarks(folder: Path, beside: int, copies: int) -> tuple[str, ...]:
         ("folders beside the slices that hold DICOM files too and were not read", below),
     )
     return tuple(f"{words}: {count}" for words, count in told if count)
+
+
+def _first_missing(slices: Sequence[Slice]) -> tuple[str, ...]:
+    """A sentence where slices are numbered without a break, but not from 1 on.
+
+    Nothing in a series tells how many there should be, so that the last ones may be missing unseen.
+    """
+    numbers = sorted(one.number for one in slices)
+    first = numbers[0]
+    if first < 2 or numbers != [*range(first, first + len(numbers))]:
+        return ()
+    return (f"its slices are numbered from {first} on; check that no earlier one is missing",)
 
 
 def _describe(slices: Sequence[Slice]) -> str:

@@ -28,7 +28,8 @@ MODALITIES = ("CT", "MR", "PT", "NM", "US", "XA", "RF", "CR", "DX", "MG", "OT")
 """Named in messages; anything else could be free text."""
 REQUIRED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 ELEMENTS = (
-    *REQUIRED, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality",
+    *REQUIRED, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber",
+    "InstanceNumber", "Modality",
     "ImageType", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "RescaleSlope", "RescaleIntercept",
@@ -58,6 +59,7 @@ class Slice:
     path: Path
     series: SeriesKey
     uid: str
+    number: int  # within the series, by InstanceNumber; 0 if it has none
     capture: bool  # of a screen or a page, by its class
     modality: str
     rows: int
@@ -166,7 +168,7 @@ def _is_no_image(kind: str) -> bool:
 
 def _image(path: Path, head: pydicom.Dataset, kind: str, pixels: int) -> Slice | Unfit:
     uid = str(head.get("SeriesInstanceUID") or "")
-    series = (_number(head), uid)
+    series = (_number(head, "SeriesNumber"), uid)
     capture = "Secondary Capture" in UID(kind).name
     # A header that is cut short has lost its series as well.
     known = series if uid else None
@@ -183,9 +185,9 @@ def _image(path: Path, head: pydicom.Dataset, kind: str, pixels: int) -> Slice |
         return Unfit(path, DAMAGED, False, known)
 
 
-def _number(head: pydicom.Dataset) -> int:
+def _number(head: pydicom.Dataset, element: str) -> int:
     try:
-        return int(head.get("SeriesNumber") or 0)
+        return int(head.get(element) or 0)
     except (TypeError, ValueError):
         return 0
 
@@ -218,6 +220,7 @@ def _slice(
         path=path,
         series=series,
         uid=str(head.get("SOPInstanceUID") or ""),
+        number=_number(head, "InstanceNumber"),
         capture=capture,
         modality=modality if modality in MODALITIES else "other",
         rows=int(head.Rows),
