@@ -17,7 +17,7 @@ from dcamt.records.run_folder import read_config
 
 needs_mlflow = pytest.mark.skipif(
     not all(map(find_spec, ("mlflow", "sqlalchemy", "alembic"))),
-    reason="MLflow is not installed: pip install dcamt[mlflow]",
+    reason="MLflow is not installed: pip install 'dcamt[mlflow]'",
 )
 TRACKED = ("train.tracker=mlflow", "train.validate_every=2")
 
@@ -158,7 +158,7 @@ def test_without_mlflow_one_sentence_before_anything_is_written(
     out = tmp_path / "run"
     sets = [part for s in (*tiny, "train.tracker=mlflow") for part in ("--set", s)]
     code, _, err = cli("train", phantoms, "--out", out, *sets)
-    assert (code, err.count("pip install dcamt[mlflow]")) == (2, 1)
+    assert (code, err.count("pip install 'dcamt[mlflow]'")) == (2, 1)
     assert err.splitlines()[-1].startswith("dcamt: train.tracker = mlflow: MLflow is not installed")
     assert not out.exists()
 

@@ -147,7 +147,7 @@ def test_openvino_reports_nothing_over_the_network():
 def test_without_openvino_a_sentence_says_how_to_get_it(tiny_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)  # makes the import fail
     config, method = load_run(tiny_run)
-    with pytest.raises(InputError, match=r"not installed.*pip install dcamt\[openvino\]"):
+    with pytest.raises(InputError, match=r"not installed.*pip install 'dcamt\[openvino\]'"):
         make_predictor(method, config.plan, CPU, "openvino")
 
 

@@ -169,5 +169,5 @@ def test_without_the_package_a_sentence_names_the_command(name, monkeypatch) -> 
 
 def test_without_einops_a_sentence_names_the_command(monkeypatch) -> None:
     monkeypatch.setattr(swin_unetr, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install dcamt\[swin\]"):
+    with pytest.raises(InputError, match=r"pip install 'dcamt\[swin\]'"):
         tiny("swin-unetr")

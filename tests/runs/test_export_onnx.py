@@ -103,7 +103,9 @@ def test_a_program_that_computes_something_else_is_refused(tiny_run, fault):
 
 def test_nothing_is_written_without_the_packages(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(export_onnx, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"onnx is not installed; run `pip install dcamt\[onnx\]`"):
+    with pytest.raises(
+        InputError, match=r"onnx is not installed; run `pip install 'dcamt\[onnx\]'`"
+    ):
         api.export(tiny_run, tmp_path / "out", format="onnx")
     assert not (tmp_path / "out").exists()
 

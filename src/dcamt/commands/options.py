@@ -19,7 +19,7 @@ Count = int | Literal["all"]
 Device = Literal["auto", "cpu", "cuda"]
 
 Dataset = Annotated[PathLike, typer.Argument(help="Data set folder.")]
-Run = Annotated[PathLike, typer.Argument(help="Run folder of `dcamt train`.")]
+Run = Annotated[PathLike, typer.Argument(help="Folder of a run, or an export of one.")]
 Splits = Annotated[
     PathLike | None,
     typer.Option(help="JSON of labeled, unlabeled, val, test; or nnU-Net's FILE:FOLD."),

@@ -31,8 +31,8 @@ def check_tracker(settings: TrainConfig) -> None:
     """InputError if MLflow is asked for but not installed."""
     if settings.tracker == "mlflow" and not all(map(find_spec, _NEEDED)):
         raise InputError(
-            "train.tracker = mlflow: MLflow is not installed; run `pip install dcamt[mlflow]`, or "
-            "leave the setting out"
+            "train.tracker = mlflow: MLflow is not installed; run `pip install 'dcamt[mlflow]'`, "
+            "or leave the setting out"
         )
 
 

@@ -118,7 +118,7 @@ def _import_openvino() -> Any:
         import openvino  # noqa: PLC0415
     except ImportError:
         raise InputError(
-            "backend openvino: OpenVINO is not installed; run `pip install dcamt[openvino]`, or "
+            "backend openvino: OpenVINO is not installed; run `pip install 'dcamt[openvino]'`, or "
             "leave --backend out"
         ) from None
     return openvino

@@ -31,7 +31,7 @@ class SwinUNETR(Backbone):
         super().__init__(channels, classes, features=16 * width, width=width, dropout=dropout)
         if find_spec("einops") is None:
             raise InputError(
-                "backbone swin-unetr: einops is not installed; run `pip install dcamt[swin]`"
+                "backbone swin-unetr: einops is not installed; run `pip install 'dcamt[swin]'`"
             )
         from monai.networks.nets.swin_unetr import SwinUNETR as Layers
 

@@ -50,8 +50,8 @@ def _check_installed() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise InputError(
-            f"format onnx: {missing[0]} is not installed; run `pip install dcamt[onnx]`, or choose "
-            "another --format"
+            f"format onnx: {missing[0]} is not installed; run `pip install 'dcamt[onnx]'`, or "
+            "choose another --format"
         )
 
 
