@@ -93,6 +93,22 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """What a site tells once its scans are prepared by the plan of all; cases by number, from 1.
+
+    flip: axes along which its patches may be mirrored. rotate: whether they may be turned. licence:
+    of its data set.
+    """
+
+    flip: list[int]
+    rotate: bool
+    labeled: list[int]
+    unlabeled: list[int]
+    val: list[int]
+    licence: str
+
+
+@dataclass(frozen=True)
 class Update:
     """What a site sends after its iterations of a round.
 
