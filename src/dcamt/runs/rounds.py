@@ -23,7 +23,16 @@ from dcamt.errors import InputError
 from dcamt.escape import printable
 from dcamt.evaluation.calibration import calibrate
 from dcamt.evaluation.evaluate import scores_of
-from dcamt.federation import Protocol, Ready, Summary, Update, average, batch_norm, refusal
+from dcamt.federation import (
+    Protocol,
+    Ready,
+    Summary,
+    Update,
+    average,
+    batch_norm,
+    mean_losses,
+    refusal,
+)
 from dcamt.files import alone, read_json, refuse_links, remove_temporary, write_json
 from dcamt.memory import told_of_memory
 from dcamt.processes import safe_path
@@ -257,14 +266,9 @@ def _note_losses(
     log: TrainingLog, updates: Sequence[Update], config: RunConfig, since: int
 ) -> None:
     """Add the mean over the sites of each term to the log, iteration by iteration."""
-    names = [n for n in updates[0].losses if all(n in update.losses for update in updates)]
-    total = sum(update.cases for update in updates)
-    count = min(len(values) for update in updates for values in update.losses.values())
-    for step in range(count):
-        terms = {
-            name: torch.tensor(sum(u.losses[name][step] * u.cases / total for u in updates))
-            for name in names
-        }
+    means = mean_losses([(update.losses, update.cases) for update in updates])
+    for step, values in enumerate(zip(*means.values(), strict=True)):
+        terms = {name: torch.tensor(value) for name, value in zip(means, values, strict=True)}
         rate = learning_rate(config.train, since + step)
         log.add(Done(since + step + 1, rate, terms, ()))
 

@@ -1,0 +1,250 @@
+"""A federation over real connections: one flower-superlink, and a flower-supernode for each site.
+
+All of them are processes of their own, on the loopback address, with TLS and keys.
+"""
+
+import datetime
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("flwr", reason="Flower is not installed: `make test-federated` installs it")
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from dcamt import api
+from dcamt.data.phantom import write_phantoms
+
+pytestmark = pytest.mark.slow
+
+NAMES = ("south", "north", "east")
+BIN = Path(sys.executable).parent
+
+
+def write_certificates(folder):
+    """An authority, ca.pem, and a certificate of it for this machine, link.pem and link.key."""
+    now = datetime.datetime.now(datetime.UTC)
+
+    def issue(name, key, issuer, signer, ca):
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+                critical=False,
+            )
+            .sign(signer, hashes.SHA256())
+        )
+
+    authority, own = (
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP256R1()),
+    )
+    (folder / "ca.pem").write_bytes(
+        issue("authority", authority, "authority", authority, True).public_bytes(Encoding.PEM)
+    )
+    (folder / "link.pem").write_bytes(
+        issue("link", own, "authority", authority, False).public_bytes(Encoding.PEM)
+    )
+    (folder / "link.key").write_bytes(
+        own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+
+
+def write_key(path):
+    """A key of a site as ``ssh-keygen -t ecdsa -b 384`` writes it."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    path.with_suffix(".pub").write_bytes(
+        key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    )
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Federation:
+    """A link and its nodes, below one folder."""
+
+    def __init__(self, root, sites):
+        self.root, self.sites, self.processes = root, sites, {}
+        self.port = free_port()
+        root.mkdir()
+        write_certificates(root)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "FLWR_HOME": str(root / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        }
+        (root / "flwr").mkdir()
+        (root / "flwr" / "config.toml").write_text(
+            f'[superlink]\ndefault = "link"\n[superlink.link]\naddress = "127.0.0.1:{self.port}"\n'
+            f'root-certificates = "{root / "ca.pem"}"\ninsecure = false\n'
+        )
+
+    def start(self, name, *command, **environment):
+        log = (self.root / f"{name}.log").open("ab")
+        self.processes[name] = subprocess.Popen(
+            [BIN / command[0], *map(str, command[1:])],
+            env={**self.environment, "FLWR_HOME": str(self.root / f"home-{name}"), **environment},
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+    def start_link(self):
+        self.start(
+            "link", "flower-superlink", "--ssl-ca-certfile", self.root / "ca.pem",
+            "--ssl-certfile", self.root / "link.pem", "--ssl-keyfile", self.root / "link.key",
+            "--enable-supernode-auth", "--port", self.port,
+        )  # fmt: skip
+        self.wait(self.is_open, 60)
+
+    def is_open(self):
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def start_node(self, name, folder=None, register=True):
+        key = self.root / f"{name}.key"
+        if register:
+            write_key(key)
+            self.flwr("supernode", "register", key.with_suffix(".pub"), "--name", name)
+        folder = folder or self.root / "sites" / name
+        self.start(
+            name, "flower-supernode", "--root-certificates", self.root / "ca.pem",
+            "--superlink", f"127.0.0.1:{self.port}", "--port", free_port(),
+            "--auth-supernode-private-key", key, "--node-config",
+            f'dataset="{self.sites[name]}" folder="{folder}"',
+        )  # fmt: skip
+
+    def flwr(self, *command):
+        done = subprocess.run(
+            [BIN / "flwr", *map(str, command)],
+            env=self.environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def submit(self, app, *options):
+        return json.loads(self.flwr("run", app, *options, "--format", "json").stdout)["run-id"]
+
+    def status(self, run):
+        found = json.loads(self.flwr("ls", "--format", "json").stdout)["runs"]
+        return next(one["status"] for one in found if str(one["run-id"]) == str(run))
+
+    def finish(self, run, limit=900):
+        self.wait(lambda: self.status(run).startswith("finished"), limit)
+        return self.status(run)
+
+    def log(self, run):
+        return self.flwr("log", run, "--show").stdout
+
+    def wait(self, condition, limit):
+        until = time.monotonic() + limit
+        while not condition():
+            assert time.monotonic() < until, self.tail()
+            time.sleep(5)
+
+    def tail(self):
+        return "\n".join(f"{p.name}: {p.read_text()[-3000:]}" for p in self.root.glob("*.log"))
+
+    def kill(self, name):
+        os.killpg(self.processes.pop(name).pid, signal.SIGKILL)
+
+    def close(self):
+        for process in self.processes.values():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    """Three data sets by name, the last without a label; read only."""
+    root = tmp_path_factory.mktemp("sites")
+    write_phantoms(root / "north", 5, (20, 18, 16), seed=3, labeled=2, val=1)
+    write_phantoms(root / "south", 3, (18, 20, 16), seed=5, labeled=1, val=1)
+    write_phantoms(root / "east", 2, (18, 16, 20), seed=7, labeled=1, val=1)
+    for name in ("labelsTr", "splits.json", "dataset.json"):
+        path = root / "east" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (root / "east" / "imagesTr").rename(root / "east" / "images")
+    return {name: root / name for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def settings(tiny):
+    return [one for one in tiny if not one.startswith("train.iterations")]
+
+
+@pytest.fixture
+def federation(sites, tmp_path, cache):
+    made = Federation(tmp_path / "federation", sites)
+    try:
+        made.start_link()
+        yield made
+    finally:
+        made.close()
+
+
+def weights(folder):
+    found = load_file(folder / "last.safetensors")
+    return {name: value for name, value in found.items() if not name.startswith("optimizer/")}
+
+
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def write_app(tmp_path, settings, rounds=2, **options):
+    return api.federate(
+        NAMES, tmp_path / "run", rounds=rounds, iterations=2, app=tmp_path / "app", set=settings,
+        **{"timeout": 240, **options},
+    )  # fmt: skip
+
+
+def test_sites_behind_connections_train_the_weights_of_folders_on_one_machine(
+    federation, sites, settings, tmp_path
+):
+    for name in NAMES:
+        federation.start_node(name)
+    run = federation.submit(write_app(tmp_path, settings))
+    assert federation.finish(run) == "finished:completed", federation.tail()
+    here = api.federate(
+        sites.values(), tmp_path / "here", rounds=2, iterations=2, set=settings, quiet=True
+    )
+    there = tmp_path / "run"
+    assert_same(weights(there), weights(here))
+    for name in ("config.yaml", "split.json", "validation.json", "versions.json"):
+        assert (there / name).read_text() == (here / name).read_text()
+    for name in NAMES:
+        assert_same(weights(federation.root / "sites" / name), weights(here / "sites" / name))
