@@ -10,10 +10,14 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -21,6 +25,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("flwr", reason="Flower is not installed: `make test-federated` installs it")
 
+import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -91,6 +96,50 @@ def free_port():
         return found.getsockname()[1]
 
 
+class Gate(BaseHTTPRequestHandler):
+    """Passes what sites ask of the link, and nothing else, as a proxy before it would."""
+
+    protocol_version = "HTTP/1.1"
+    link, passed, refused = None, 0, 0
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self.path.startswith("/v1/fleet/"):
+            type(self).refused += 1
+            self.send_error(403)
+            return
+        type(self).passed += 1
+        keep = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+        found = self.link.request("POST", self.path, content=body, headers=keep)
+        self.send_response(found.status_code)
+        for name, value in found.headers.items():
+            if name.lower() not in ("transfer-encoding", "content-length", "content-encoding"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(found.content)))
+        self.end_headers()
+        self.wfile.write(found.content)
+
+    def log_message(self, *given):
+        pass
+
+
+@contextmanager
+def gate_before(federation):
+    """The port of a gate before the link of a federation."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(federation.root / "link.pem", federation.root / "link.key")
+    trusted = ssl.create_default_context(cafile=federation.root / "ca.pem")
+    with httpx.Client(base_url=f"https://127.0.0.1:{federation.port}", verify=trusted) as link:
+        kind = type("Gate", (Gate,), {"link": link})
+        served = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+        served.socket = context.wrap_socket(served.socket, server_side=True)
+        Thread(target=served.serve_forever, daemon=True).start()
+        try:
+            yield served.server_port, kind
+        finally:
+            served.shutdown()
+
+
 class Federation:
     """A link and its nodes, below one folder."""
 
@@ -133,17 +182,17 @@ class Federation:
         with socket.socket() as tried:
             return tried.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def start_node(self, name, folder=None, register=True):
+    def start_node(self, name, config="", new=True, port=None):
         key = self.root / f"{name}.key"
-        if register:
+        if new:
             write_key(key)
-            self.flwr("supernode", "register", key.with_suffix(".pub"), "--name", name)
-        folder = folder or self.root / "sites" / name
+        self.flwr("supernode", "register", key.with_suffix(".pub"), "--name", name)
+        folder = self.root / "sites" / name
         self.start(
             name, "flower-supernode", "--root-certificates", self.root / "ca.pem",
-            "--superlink", f"127.0.0.1:{self.port}", "--port", free_port(),
+            "--superlink", f"127.0.0.1:{port or self.port}", "--port", free_port(),
             "--auth-supernode-private-key", key, "--node-config",
-            f'dataset="{self.sites[name]}" folder="{folder}"',
+            f'dataset="{self.sites[name]}" folder="{folder}" {config}',
         )  # fmt: skip
 
     def flwr(self, *command):
@@ -248,3 +297,101 @@ def test_sites_behind_connections_train_the_weights_of_folders_on_one_machine(
         assert (there / name).read_text() == (here / name).read_text()
     for name in NAMES:
         assert_same(weights(federation.root / "sites" / name), weights(here / "sites" / name))
+
+
+FAULTY = """
+import time
+import torch
+from dcamt.runs import flower_site
+
+client = flower_site.client
+train = flower_site.train_round
+
+
+def faulty(site, shared, since, *given):
+    sent = train(site, shared, since, *given)
+    name = site.folder.name
+    if (name, since) == ("north", 0):
+        next(iter(sent.weights.values()))[0] = torch.nan
+    if (name, since) in (("east", 0), ("south", 2)):
+        (site.folder / "asleep").touch()
+        time.sleep({sleep})
+    return sent
+
+
+flower_site.train_round = faulty
+"""
+
+
+def test_a_round_goes_on_without_a_site_that_is_killed_or_silent_or_sends_what_is_not_finite(
+    federation, settings, tmp_path
+):
+    timeout = 120
+    app = write_app(tmp_path, settings, timeout=timeout)
+    project = (app / "pyproject.toml").read_text()
+    faulty = project.replace("dcamt.runs.flower_site:client", "faulty:client")
+    (app / "pyproject.toml").write_text(faulty)
+    (app / "faulty.py").write_text(FAULTY.format(sleep=timeout + 30))
+    for name in NAMES:
+        federation.start_node(name)
+    run = federation.submit(app)
+    federation.wait((federation.root / "sites" / "east" / "asleep").exists, 600)
+    federation.kill("east")
+    assert federation.finish(run) == "finished:completed", federation.tail()
+    told = federation.log(run)
+    for line in (
+        "round 1 of 2: south is done",
+        "round 1 of 2: north is left out: the weight ",
+        "round 1 of 2: east is left out: ",
+        f"round 2 of 2: south is left out: it did not answer within {timeout} s",
+        "round 2 of 2: north is done",
+        "round 2 of 2: east is left out: it is not connected",
+    ):
+        assert line in told, told
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+    assert "phantom_" not in told  # names of cases stay at their sites
+
+
+def test_after_the_link_was_killed_the_app_goes_on_with_the_same_weights(
+    federation, sites, settings, tmp_path
+):
+    app = write_app(tmp_path, settings)
+    for name in NAMES:
+        federation.start_node(name)
+    federation.submit(app)
+    federation.wait((tmp_path / "run" / "last.safetensors").exists, 900)
+    for name in ("link", *NAMES):
+        federation.kill(name)
+    federation.start_link()
+    for name in NAMES:
+        federation.start_node(name, new=False)
+    run = federation.submit(app, "--run-config", "resume=true")
+    assert federation.finish(run) == "finished:completed", federation.tail()
+    here = api.federate(
+        sites.values(), tmp_path / "here", rounds=2, iterations=2, set=settings, quiet=True
+    )
+    assert_same(weights(tmp_path / "run"), weights(here))
+
+
+def test_masked_sums_train_the_same_weights_but_for_rounding(federation, sites, settings, tmp_path):
+    with gate_before(federation) as (port, gate):
+        for name in NAMES:
+            federation.start_node(name, "secure=true", port=port)
+        app = write_app(tmp_path, settings, rounds=1, secure=True)
+        run = federation.submit(app)
+        assert federation.finish(run) == "finished:completed", federation.tail()
+        trusted = ssl.create_default_context(cafile=federation.root / "ca.pem")
+        refused = httpx.post(f"https://127.0.0.1:{port}/v1/control/list-runs", verify=trusted)
+        assert refused.status_code == 403
+    assert gate.passed > 100
+    assert gate.refused == 1  # no site has asked for anything else
+    assert "round 1 of 1: south, north, east is done" in federation.log(run)
+    here = weights(
+        api.federate(
+            sites.values(), tmp_path / "here", rounds=1, iterations=2, set=settings, quiet=True
+        )
+    )
+    there = weights(tmp_path / "run")
+    assert there.keys() == here.keys()
+    for name, value in here.items():
+        torch.testing.assert_close(there[name], value, rtol=1e-6, atol=1e-6)

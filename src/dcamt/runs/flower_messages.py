@@ -22,7 +22,7 @@ class Sent:
     """What goes with the weights of a site; see ``Update``."""
 
     cases: int
-    losses: dict[str, list[float]]
+    losses: dict[str, list[FiniteFloat]]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from dcamt.config import Config, with_overrides
@@ -60,17 +60,17 @@ class _There:
     def look(self, config: Config) -> dict[str, Summary]:
         self._meet()
         values = config.model_dump(mode="json", exclude_unset=True)
-        return self._ask_all("query.look", Summary, config=values)
+        return self._ask_all("query.look", Summary, values)
 
     def prepare(self, shared: RunConfig) -> dict[str, Ready]:
-        return self._ask_all("query.prepare", Ready, config=shared.model_dump(mode="json"))
+        return self._ask_all("query.prepare", Ready, shared.model_dump(mode="json"))
 
     def begin(self, shared: RunConfig) -> None:
-        self._ask_all("query.begin", bool, config=shared.model_dump(mode="json"))
+        self._ask_all("query.begin", bool, shared.model_dump(mode="json"))
 
     def reopen(self, shared: RunConfig) -> dict[str, Ready]:
         self._meet()
-        return self._ask_all("query.reopen", Ready, config=shared.model_dump(mode="json"))
+        return self._ask_all("query.reopen", Ready, shared.model_dump(mode="json"))
 
     def train(
         self, shared: Mapping[str, Tensor], since: int
@@ -78,20 +78,16 @@ class _There:
         if self.protocol.secure:
             yield from self._train_masked(shared, since)
             return
-        for name, reply in self._ask("train.send", shared, since=since):
-            sent = reply if isinstance(reply, InputError) else _read(Sent, reply)
-            if isinstance(reply, InputError) or isinstance(sent, InputError):
-                yield name, reply if isinstance(reply, InputError) else sent
-            else:
-                yield name, Update(weights_in(reply), sent.cases, sent.losses)
+        for name, told, weights in self._ask("train.send", Sent, shared, since=since):
+            sent = told if isinstance(told, InputError) else Update(weights, **vars(told))
+            yield name, sent
 
     def _train_masked(
         self, shared: Mapping[str, Tensor], since: int
     ) -> Iterator[tuple[str, Update | InputError]]:
         """All sites that trained as one, with the mean of their weights."""
         kept: dict[str, Kept] = {}
-        for name, reply in self._ask("train.keep", shared, since=since):
-            told = reply if isinstance(reply, InputError) else _read(Kept, reply)
+        for name, told, _ in self._ask("train.keep", Kept, shared, since=since):
             if isinstance(told, InputError):
                 yield name, told
             elif not (told.cases > 0 and told.largest.keys() <= shared.keys()):
@@ -141,7 +137,7 @@ class _There:
     def _meet(self) -> None:
         """Wait until each site has connected; InputError if one does not."""
         until = time.monotonic() + self.timeout
-        while missing := [name for name in self.names if name not in self._nodes()]:
+        while missing := [*{*self.names} - self._nodes().keys()]:
             if time.monotonic() > until:
                 raise InputError(
                     f"site {missing[0]} has not connected within {self.timeout:g} s; register its "
@@ -150,9 +146,12 @@ class _There:
             time.sleep(3)
 
     def _ask(
-        self, kind: str, weights: Mapping[str, Tensor] | None = None, **told: Any
-    ) -> Iterator[tuple[str, RecordDict | InputError]]:
-        """What each site answers, or why there is no answer."""
+        self, kind: str, expected: Any, weights: Mapping[str, Tensor] | None = None, **told: Any
+    ) -> Iterator[tuple[str, Any, dict[str, Tensor]]]:
+        """What each site tells, as ``expected``, and its weights; or an InputError with the reason.
+
+        A question is sent to all sites that are connected, and then all answers are waited for.
+        """
         sent, nodes = {}, self._nodes()
         for number, name in enumerate(self.names):
             if name in nodes:
@@ -163,40 +162,32 @@ class _There:
         found = {reply.metadata.reply_to_message_id: reply for reply in replies}
         for name in self.names:
             reply = found.get(sent[name].metadata.message_id) if name in sent else None
-            if name not in sent:
-                yield name, InputError("it is not connected")
-            elif reply is None:
-                yield name, InputError(f"it did not answer within {self.timeout:g} s")
-            elif reply.has_error():
-                here = reply.error.code == REFUSED
-                yield (
-                    name,
-                    InputError(
-                        "it cannot do its part; its own log says why" if here else "it was lost"
-                    ),
-                )
-            else:
-                yield name, reply.content
+            try:
+                if name not in sent:
+                    raise InputError("it is not connected")
+                if reply is None:
+                    raise InputError(f"it did not answer within {self.timeout:g} s")
+                yield name, *_read(expected, reply)
+            except InputError as error:
+                yield name, error, {}
 
-    def _ask_all(self, kind: str, expected: Any, **told: Any) -> dict[str, Any]:
-        """The answers of all sites; InputError if one is missing."""
+    def _ask_all(self, kind: str, expected: Any, config: Any) -> dict[str, Any]:
+        """What all sites tell; InputError if one does not."""
         answers = {}
-        for name, reply in self._ask(kind, None, **told):
-            answer = reply if isinstance(reply, InputError) else _read(expected, reply)
-            if isinstance(answer, InputError):
-                raise InputError(f"site {name}: {answer}")
-            answers[name] = answer
+        for name, told, _ in self._ask(kind, expected, config=config):
+            if isinstance(told, InputError):
+                raise InputError(f"site {name}: {told}")
+            answers[name] = told
         return answers
 
     def _told(self, kind: str, expected: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The answers of the sites that give one; of the others a line says why not."""
+        """What those sites tell that do; of the others a line says why not."""
         answers = {}
-        for name, reply in self._ask(kind, weights):
-            answer = reply if isinstance(reply, InputError) else _read(expected, reply)
-            if isinstance(answer, InputError):
-                print(printable(f"{name} is not scored: {answer}"), file=sys.stderr)
+        for name, told, _ in self._ask(kind, expected, weights):
+            if isinstance(told, InputError):
+                print(printable(f"{name} is not scored: {told}"), file=sys.stderr)
             else:
-                answers[name] = answer
+                answers[name] = told
         return answers
 
 
@@ -206,13 +197,19 @@ def _changed(weight: Tensor, change: Tensor) -> Tensor:
     return (new if weight.is_floating_point() else new.round()).to(weight.dtype)
 
 
-def _read(expected: Any, content: RecordDict) -> Any:
-    """What a site tells, if it is as ``expected``; an InputError if not."""
-    told = content.config_records.get("told", ConfigRecord())
+def _read(expected: Any, reply: Message) -> tuple[Any, dict[str, Tensor]]:
+    """What a site tells, as ``expected``, and its weights; InputError if there is no such thing."""
+    if reply.has_error():
+        refused = reply.error.code == REFUSED
+        raise InputError("it cannot go on; its own log says why" if refused else "it was lost")
+    told = reply.content.config_records.get("told", ConfigRecord())
     try:
-        return TypeAdapter(expected).validate_json(str(told.get("json")))
-    except ValidationError:
-        return InputError("its answer cannot be read; all sites need the same version of dcamt")
+        answer = TypeAdapter(expected).validate_json(str(told.get("json")))
+        return answer, weights_in(reply.content)
+    except (ValueError, TypeError):  # what pydantic, NumPy and PyTorch raise
+        raise InputError(
+            "its answer cannot be read; all sites need the same version of dcamt"
+        ) from None
 
 
 server.main()(_lead)

@@ -17,6 +17,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dcamt.config import Config, save_config
 from dcamt.data.outputs import refuse_within_dataset
@@ -171,9 +172,15 @@ def _answer_keep(node: _Node, message: Message) -> RecordDict:
 
 
 def _mask(message: Message, context: Context) -> Message:
-    """One of the four steps of a masked sum."""
+    """One of the four steps of a masked sum. What was kept for it goes into this one alone."""
     folder = _node(context).folder
-    return send_masked(message, context, lambda: load_file(folder / _CHANGES), _cases(folder))
+
+    def kept() -> dict[str, Tensor]:
+        changed = load_file(folder / _CHANGES)
+        (folder / _CHANGES).unlink()
+        return changed
+
+    return send_masked(message, context, kept, _cases(folder))
 
 
 def _cases(folder: Path) -> int:
