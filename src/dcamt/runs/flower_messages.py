@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import FiniteFloat, TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from dcamt.errors import InputError
 from dcamt.federation import Protocol
 
 APP = "the settings of the app"
@@ -33,18 +36,25 @@ class Kept(Sent):
 
 
 def protocol_of(given: Mapping[str, Any]) -> Protocol:
+    """The protocol among other values."""
     keys = ("rounds", "iterations", "strategy", "proximal", "secure")
     return TypeAdapter(Protocol).validate_python({key: given[key] for key in keys})
 
 
 def as_record(told: Any, weights: Mapping[str, Tensor] | None = None) -> RecordDict:
+    """Values for JSON, and weights, which go as one array: Flower sends each by itself."""
     record = RecordDict({"told": ConfigRecord({"json": json.dumps(told)})})
     if weights is not None:
-        arrays = {name: Array(value.numpy()) for name, value in weights.items()}
-        record["weights"] = ArrayRecord(arrays)
+        packed = np.frombuffer(save(dict(weights)), np.uint8)
+        record["weights"] = ArrayRecord({"safetensors": Array(packed)})
     return record
 
 
 def weights_in(content: RecordDict) -> dict[str, Tensor]:
-    arrays = content.array_records.get("weights", ArrayRecord())
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+    """The weights of a record, none if it has none; InputError if they cannot be read."""
+    if "weights" not in content.array_records:
+        return {}
+    try:
+        return load(content.array_records["weights"]["safetensors"].numpy().tobytes())
+    except (KeyError, TypeError, ValueError, SafetensorError):
+        raise InputError("its weights cannot be read") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from dcamt.config import Config, with_overrides
@@ -204,9 +204,8 @@ def _read(expected: Any, reply: Message) -> tuple[Any, dict[str, Tensor]]:
         raise InputError("it cannot go on; its own log says why" if refused else "it was lost")
     told = reply.content.config_records.get("told", ConfigRecord())
     try:
-        answer = TypeAdapter(expected).validate_json(str(told.get("json")))
-        return answer, weights_in(reply.content)
-    except (ValueError, TypeError):  # what pydantic, NumPy and PyTorch raise
+        return TypeAdapter(expected).validate_json(str(told.get("json"))), weights_in(reply.content)
+    except ValidationError:
         raise InputError(
             "its answer cannot be read; all sites need the same version of dcamt"
         ) from None
