@@ -29,6 +29,7 @@ from dcamt.files import alone, atomic, read_json
 from dcamt.records.run_folder import (
     CONFIG,
     RunConfig,
+    has_begun,
     read_config,
     refuse_existing_run,
     write_first,
@@ -118,6 +119,11 @@ def _answer_look(node: _Node, message: Message) -> RecordDict:
 
 def _answer_prepare(node: _Node, message: Message) -> RecordDict:
     """Prepare the scans, and note in the folder which cases are used for what."""
+    if has_begun(node.folder):
+        raise InputError(
+            f"{node.folder}: holds a run; give an empty folder, or let the server go on with it "
+            "(resume=true)"
+        )
     refuse_existing_run(node.folder, resume=True)
     refuse_within_dataset(node.folder, node.dataset)
     shared = _shared(message)
