@@ -30,7 +30,7 @@ test-browser: $(TOOLS) ## the pages in a real browser (Chromium); skips without 
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
 
 test-federated: .venv-federated/installed ## a federation over real connections (Flower); takes long
-	OMP_NUM_THREADS=1 $(FEDERATED)/pytest tests/runs/test_flower.py tests/runs/test_masked.py
+	OMP_NUM_THREADS=1 $(FEDERATED)/pytest tests/runs/test_flower.py tests/runs/test_flower_in_process.py
 
 fuzz: $(TOOLS) ## 10,000 damaged files for every reader
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --inputs 10000

@@ -3,8 +3,6 @@
 All of them are processes of their own, on the loopback address, with TLS and keys.
 """
 
-import datetime
-import ipaddress
 import json
 import os
 import shutil
@@ -26,68 +24,34 @@ from safetensors.torch import load_file
 pytest.importorskip("flwr", reason="Flower is not installed: `make test-federated` installs it")
 
 import httpx
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
 
 from dcamt import api
 from dcamt.data.phantom import write_phantoms
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    *(
+        pytest.mark.skipif(not shutil.which(name), reason=f"{name} is not installed")
+        for name in ("openssl", "ssh-keygen")
+    ),
+]
 
 NAMES = ("south", "north", "east")
 BIN = Path(sys.executable).parent
 
 
 def write_certificates(folder):
-    """An authority, ca.pem, and a certificate of it for this machine, link.pem and link.key."""
-    now = datetime.datetime.now(datetime.UTC)
-
-    def issue(name, key, issuer, signer, ca):
-        return (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
-            .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-                critical=False,
-            )
-            .sign(signer, hashes.SHA256())
-        )
-
-    authority, own = (
-        ec.generate_private_key(ec.SECP256R1()),
-        ec.generate_private_key(ec.SECP256R1()),
-    )
-    (folder / "ca.pem").write_bytes(
-        issue("authority", authority, "authority", authority, True).public_bytes(Encoding.PEM)
-    )
-    (folder / "link.pem").write_bytes(
-        issue("link", own, "authority", authority, False).public_bytes(Encoding.PEM)
-    )
-    (folder / "link.key").write_bytes(
-        own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
+    """An authority, ca.pem, and a certificate of it, link.pem and link.key, as the page has it."""
+    page = (Path(__file__).parents[2] / "docs" / "federated.md").read_text()
+    (commands,) = (block for block in page.split("```") if "openssl x509" in block)
+    script = commands.removeprefix("sh\n").replace("rsa:4096", "rsa:2048")
+    subprocess.run(["sh", "-ec", script], cwd=folder, check=True, capture_output=True)
 
 
 def write_key(path):
-    """A key of a site as ``ssh-keygen -t ecdsa -b 384`` writes it."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    path.with_suffix(".pub").write_bytes(
-        key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    )
+    """A key of a site, and beside it the public one, as the page has it."""
+    command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", "", "-f", path]
+    subprocess.run(command, check=True)
 
 
 def free_port():
@@ -183,7 +147,7 @@ class Federation:
             return tried.connect_ex(("127.0.0.1", self.port)) == 0
 
     def start_node(self, name, config="", new=True, port=None):
-        key = self.root / f"{name}.key"
+        key = self.root / f"key-{name}"
         if new:
             write_key(key)
         self.flwr("supernode", "register", key.with_suffix(".pub"), "--name", name)
@@ -277,7 +241,7 @@ def assert_same(one, two):
 def write_app(tmp_path, settings, rounds=2, **options):
     return api.federate(
         NAMES, tmp_path / "run", rounds=rounds, iterations=2, app=tmp_path / "app", set=settings,
-        **{"timeout": 240, **options},
+        **{"timeout": 300, **options},
     )  # fmt: skip
 
 

@@ -45,7 +45,8 @@ def as_record(told: Any, weights: Mapping[str, Tensor] | None = None) -> RecordD
     """Values for JSON, and weights, which go as one array: Flower sends each by itself."""
     record = RecordDict({"told": ConfigRecord({"json": json.dumps(told)})})
     if weights is not None:
-        packed = np.frombuffer(save(dict(weights)), np.uint8)
+        rows = {name: value.contiguous() for name, value in weights.items()}
+        packed = np.frombuffer(save(rows), np.uint8)
         record["weights"] = ArrayRecord({"safetensors": Array(packed)})
     return record
 

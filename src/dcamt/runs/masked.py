@@ -61,7 +61,8 @@ of_site.pseudo_rand_gen = of_server.pseudo_rand_gen = mask
 
 def changes(sent: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """How a site changed each weight in a round, float64."""
-    return {name: value.double() - shared[name].double() for name, value in sent.items()}
+    found = {name: value.double() - shared[name].double() for name, value in sent.items()}
+    return {name: value.contiguous() for name, value in found.items()}
 
 
 def largest(changed: Mapping[str, Tensor]) -> dict[str, float]:
