@@ -21,6 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from dcamt import api
 from dcamt.data.phantom import write_phantoms
 from dcamt.errors import InputError
+from dcamt.runs import flower_site
 from dcamt.runs.flower_messages import as_record, weights_in
 from dcamt.runs.flower_server import server
 from dcamt.runs.flower_site import client
@@ -47,6 +48,10 @@ class Grid:
         }
         self.received, self.lost = [], {}
 
+    def fault(self, message, node):
+        """Whether a message is lost; a test may put something else here."""
+        return False
+
     def get_nodes(self):
         return [SimpleNamespace(node_id=n, name=NAMES[n]) for n in self.contexts]
 
@@ -57,7 +62,7 @@ class Grid:
             sent = copy.deepcopy(message)
             node = sent.metadata.dst_node_id
             steps = sent.content.config_records.get(RECORD_KEY_CONFIGS, {})
-            if node in self.lost.get(steps.get(Key.STAGE), ()):
+            if node in self.lost.get(steps.get(Key.STAGE), ()) or self.fault(sent, NAMES[node]):
                 continue
             replies.append(client(sent, self.contexts[node]))
         self.received += copy.deepcopy(replies)
@@ -209,11 +214,11 @@ def sites(tmp_path_factory):
     return {name: root / name for name in ("south", "north", "east")}
 
 
-def lead(sites, tmp_path, settings, resume=False, config=None, **options):
+def lead(sites, tmp_path, settings, resume=False, config=None, fault=None, **options):
     """Run the app of a federation of one round; its run folder and its grid."""
     app = api.federate(
-        list(sites), tmp_path / "run", rounds=1, iterations=2, app=tmp_path / "app", timeout=9,
-        set=settings, **options,
+        list(sites), tmp_path / "run", app=tmp_path / "app", timeout=9, set=settings,
+        **{"rounds": 1, "iterations": 2, **options},
     )  # fmt: skip
     text = (app / "pyproject.toml").read_text()
     shutil.rmtree(app)
@@ -222,6 +227,7 @@ def lead(sites, tmp_path, settings, resume=False, config=None, **options):
         node: (sites[name], tmp_path / "at" / name) for node, name in NAMES.items() if name in sites
     }
     grid = Grid(folders, **(config or {}))
+    grid.fault = fault or grid.fault
     server(grid, at_server(run_config))
     return tmp_path / "run", grid
 
@@ -282,3 +288,57 @@ def test_what_goes_wrong_at_a_site_is_told_there_and_not_sent(sites, settings, t
         lead({**sites, "south": broken}, tmp_path, settings)
     assert str(refused.value) == "site south: it cannot go on; its own log says why"
     assert "phantom_000" in capsys.readouterr().err
+
+
+def since(message):
+    return json.loads(message.content.config_records["told"]["json"]).get("since")
+
+
+def test_a_round_goes_on_without_a_site_that_is_silent_or_sends_what_is_not_finite(
+    sites, settings, tmp_path, monkeypatch, capsys
+):
+    train = flower_site.train_round
+
+    def poisoned(site, shared, since, *given):
+        sent = train(site, shared, since, *given)
+        if (site.folder.name, since) == ("south", 0):
+            next(iter(sent.weights.values()))[0] = torch.nan
+        return sent
+
+    def silent(message, name):
+        return (name, since(message)) in (("east", 0), ("north", 2))
+
+    monkeypatch.setattr(flower_site, "train_round", poisoned)
+    there, _ = lead(sites, tmp_path, settings, rounds=2, fault=silent)
+    told = capsys.readouterr().err
+    for line in (
+        "round 1 of 2: south is left out: the weight ",
+        "round 1 of 2: north is done",
+        "round 1 of 2: east is left out: it did not answer within 9 s",
+        "round 2 of 2: south is done",
+        "round 2 of 2: north is left out: it did not answer within 9 s",
+        "round 2 of 2: east is done",
+    ):
+        assert line in told
+    assert all(torch.isfinite(value).all() for value in weights(there).values())
+
+
+def test_a_server_that_was_killed_goes_on_after_the_last_round(sites, settings, tmp_path):
+    two = dict(list(sites.items())[:2])
+
+    def killed(message, name):
+        if (name, since(message)) == ("north", 2):
+            raise ConnectionError("the link is gone")
+
+    with pytest.raises(ConnectionError):
+        lead(two, tmp_path, settings, rounds=2, fault=killed)
+    there, _ = lead(two, tmp_path, settings, rounds=2, resume=True)
+    out = tmp_path / "here"
+    here = api.federate(two.values(), out, rounds=2, iterations=2, set=settings, quiet=True)
+    for name, value in weights(here).items():
+        assert torch.equal(weights(there)[name], value), name
+    with pytest.raises(InputError, match="exists already"):
+        lead(two, tmp_path, settings, rounds=2)
+    shutil.rmtree(there)
+    with pytest.raises(InputError, match="site south: it cannot go on"):
+        lead(two, tmp_path, settings, rounds=2)  # a site's own run is never overwritten
