@@ -5,14 +5,15 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 TOOLS := .venv/tools-installed
 SITE := .venv/docs-installed
+FEDERATED := .venv-federated/bin
 # Small tensors on few cores: one thread per test process is the fastest.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-browser fuzz bench lint format types docs clean
+.PHONY: help install demo test test-slow test-browser test-federated fuzz bench lint format types docs clean
 
 help: ## list the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## put dcamt into .venv
 
@@ -27,6 +28,9 @@ test-slow: $(TOOLS) ## the tests that take minutes
 
 test-browser: $(TOOLS) ## the pages in a real browser (Chromium); skips without one
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/browser
+
+test-federated: .venv-federated/installed ## a federation over real connections (Flower); takes long
+	OMP_NUM_THREADS=1 $(FEDERATED)/pytest tests/runs/test_flower.py tests/runs/test_flower_in_process.py
 
 fuzz: $(TOOLS) ## 10,000 damaged files for every reader
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzzing.py --inputs 10000
@@ -52,7 +56,7 @@ docs: $(SITE) ## the documentation as a site, in site/
 	@echo "open site/index.html; to search, too: $(BIN)/python -m http.server --directory site"
 
 clean: ## remove .venv, caches and build output
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site src/*.egg-info
+	rm -rf .venv .venv-federated .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site src/*.egg-info
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.txt pyproject.toml
@@ -65,6 +69,12 @@ $(INSTALLED): requirements.txt pyproject.toml
 
 $(TOOLS): $(INSTALLED) requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements-dev.txt  # it names every package
+	@touch $@
+
+# Flower wants older versions of some packages than requirements.txt names.
+.venv-federated/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-federated
+	$(FEDERATED)/pip install --quiet -e '.[federated]' 'pytest>=9' 'pytest-timeout>=2.4'
 	@touch $@
 
 $(SITE): $(INSTALLED) requirements-docs.txt

@@ -86,6 +86,13 @@ def _run(run: Path, quiet: bool) -> None:
         typer.echo(f"run: {run}  report: {run / 'report.html'}")
 
 
+def _federated(folder: Path, app: object, quiet: bool) -> None:
+    if app is None:
+        _run(folder, quiet)
+    elif not quiet:
+        typer.echo(f"app: {folder}; to start it: flwr run {folder}")
+
+
 def _scores(
     result: "Scores",
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
@@ -131,7 +138,7 @@ COMMANDS: dict[Callable[..., Any], Callable[..., None]] = {
     api.pretrain: _run,
     api.train: _run,
     api.distill: _run,
-    api.federate: _run,
+    api.federate: _federated,
     api.predict: _nothing,
     api.rank: _nothing,
     api.prepare: _nothing,

@@ -33,13 +33,15 @@ Strategy = Literal["fedavg", "fedprox", "fedbn"]
 class Protocol:
     """What all sites do: in each round so many iterations, then the mean of their weights.
 
-    proximal: weight mu of FedProx's term, see ``dcamt.runs.sites``; 0 is FedAvg.
+    proximal: weight mu of FedProx's term, see ``dcamt.runs.sites``; 0 is FedAvg. secure: weights
+    are masked, so that nobody learns more than their mean.
     """
 
     rounds: int
     iterations: int
     strategy: Strategy = "fedavg"
     proximal: float = 0.0
+    secure: bool = False
 
     @property
     def total(self) -> int:
@@ -48,7 +50,8 @@ class Protocol:
 
     def __str__(self) -> str:
         proximal = f" with {self.proximal:g}" if self.strategy == "fedprox" else ""
-        return f"{self.strategy}{proximal}, {self.rounds} x {self.iterations} iterations"
+        masked = ", masked" if self.secure else ""
+        return f"{self.strategy}{proximal}{masked}, {self.rounds} x {self.iterations} iterations"
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,22 @@ class Summary:
     inside: list[float]
     lost: int
     histograms: list[Histogram | None]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a site tells once its scans are prepared by the plan of all; cases by number, from 1.
+
+    flip: axes along which its patches may be mirrored. rotate: whether they may be turned. licence:
+    of its data set.
+    """
+
+    flip: list[int]
+    rotate: bool
+    labeled: list[int]
+    unlabeled: list[int]
+    val: list[int]
+    licence: str
 
 
 @dataclass(frozen=True)
@@ -231,6 +250,17 @@ def average(updates: Iterable[Update]) -> dict[str, Tensor]:
         assert isinstance(mean, Tensor)
         means[name] = (mean if like.is_floating_point() else mean.round()).to(like.dtype)
     return means
+
+
+def mean_losses(told: Sequence[tuple[dict[str, list[float]], int]]) -> dict[str, list[float]]:
+    """The mean over sites of each term, iteration by iteration, from their losses and scans."""
+    names = [name for name in told[0][0] if all(name in losses for losses, _ in told)]
+    total = sum(cases for _, cases in told)
+    count = min(len(values) for losses, _ in told for values in losses.values())
+    return {
+        name: [sum(losses[name][i] * cases / total for losses, cases in told) for i in range(count)]
+        for name in names
+    }
 
 
 def batch_norm(method: nn.Module) -> set[str]:

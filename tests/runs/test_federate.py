@@ -5,10 +5,12 @@ import json
 import shutil
 import socket
 import sys
+import tomllib
 
 import nibabel as nib
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from dcamt import api
@@ -252,6 +254,52 @@ def test_what_cannot_be_is_refused_in_one_sentence(sites, tmp_path, cli, options
 def test_two_sites_of_one_name_are_refused(sites, tmp_path):
     with pytest.raises(InputError, match="its name is that of"):
         api.federate([sites[0], sites[0]], tmp_path / "run")
+
+
+def test_an_app_for_other_machines_holds_settings_and_no_code_and_no_path_of_a_site(
+    tmp_path, cli, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text('dataset: /secret/scans\nnetwork: {name: "vnet"}\n')
+    code, out, _ = cli(
+        "federate", "south", "north \"2\"", "east", "--out", "shared", "--app", "app",
+        "--rounds", 3, "--iterations", 7, "--strategy", "fedprox", "--secure", "--seed", 5,
+        "--config", recipe, "--set", "data.patch=[16,16,16]", "--timeout", 90,
+    )  # fmt: skip
+    assert (code, out) == (0, "app: app; to start it: flwr run app\n")
+    assert [path.name for path in (tmp_path / "app").iterdir()] == ["pyproject.toml"]
+    text = (tmp_path / "app" / "pyproject.toml").read_text()
+    assert "secret" not in text
+    given = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
+    assert yaml.safe_load(given.pop("config")) == {
+        "seed": 5, "network": {"name": "vnet"}, "data": {"patch": [16, 16, 16]},
+    }  # fmt: skip
+    assert given == {
+        "sites": 'south,north "2",east', "out": str(tmp_path / "shared"), "resume": False,
+        "rounds": 3, "iterations": 7, "strategy": "fedprox", "proximal": 0.01, "secure": True,
+        "timeout": 90.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["a", "b", "--app", "app", "--secure"], "--secure: give at least 3 sites"),
+        (["a", "b", "c", "--secure"], "--secure: is for sites on other machines"),
+        (["a", "a", "--app", "app"], "a: is given twice"),
+        (["a/b", "c", "--app", "app"], "a/b: with --app give names of sites"),
+        (["a", "b", "--app", "app", "--timeout", "0"], "--timeout 0: give a number"),
+        (["a", "b", "--app", "app", "--resume"], "--resume: with --app, give resume=true"),
+        (["a", "b", "--app", "app", "--rounds", "0"], "--rounds and --iterations: give whole"),
+    ],
+)
+def test_an_app_that_could_not_run_is_refused(tmp_path, monkeypatch, cli, options, why):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli("federate", *options, "--out", "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert why in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_of_a_federation_loads_flower(run):

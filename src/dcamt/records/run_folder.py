@@ -14,7 +14,7 @@ from dcamt.errors import InputError
 from dcamt.files import holds, read_json, refuse_existing, write_text
 
 CONFIG = "config.yaml"
-_FIRST = {"versions.json", "data.json", "split.json"}
+_FIRST = {"versions.json", "data.json", "split.json", "summary.json"}
 """What is written before the configuration, by which a folder is known as a run."""
 
 
@@ -55,11 +55,22 @@ def write_beginning(
     notes: Sequence[str] = (),
 ) -> None:
     """Make ``out`` a run folder. ``notes``: what was chosen for the user, and why."""
+    write_first(out, split, dataset, versions, notes)
+    save_config(config, out / CONFIG)
+
+
+def write_first(
+    out: Path,
+    split: Split,
+    dataset: Dataset,
+    versions: dict[str, str],
+    notes: Sequence[str] = (),
+) -> None:
+    """What a run folder holds before it has a configuration, which makes it one."""
     data = {"name": dataset.name, "licence": dataset.licence, "chosen": list(notes)}
     write_text(out / "versions.json", json.dumps(versions, indent=1))
     write_text(out / "data.json", json.dumps(data, indent=1))
     write_text(out / "split.json", json.dumps(asdict(split), indent=1))
-    save_config(config, out / CONFIG)
 
 
 def read_split(run: Path, dataset: Dataset) -> Split:

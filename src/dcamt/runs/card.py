@@ -16,8 +16,8 @@ from dcamt.records.run_folder import read_config
 from dcamt.records.scores import Scores, Summary, class_summary
 from dcamt.reporting.values import DASH, heading, with_spread
 from dcamt.runs.build import build_method, check_segments
-from dcamt.runs.federate import KEY as FEDERATION
 from dcamt.runs.init import KEY
+from dcamt.runs.rounds import KEY as FEDERATION
 from dcamt.runs.teacher import KEY as TEACHER
 from dcamt.wording import number_of, percent
 

@@ -1,4 +1,4 @@
-"""What happens at each site of a federation: its scans are looked at, and it trains.
+"""What happens at each site of a federation in its rounds: it trains, and scores the network.
 
 RUN/sites/SITE is the site's own run folder. What lies there stays at the site: names of cases, the
 state of its optimisers, its log, the segmentations of its validation cases.
@@ -6,10 +6,8 @@ state of its optimisers, its log, the segmentations of its validation cases.
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,39 +15,23 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dcamt.config import Config, Plan
-from dcamt.data.dataset import Dataset, read_dataset
-from dcamt.data.mirror import choose_mirroring
-from dcamt.data.plan import check_plan
-from dcamt.data.prepare import prepare
-from dcamt.data.split import Split, choose_split, hide_labels
-from dcamt.data.survey import Survey, fingerprint, survey
 from dcamt.engine import checkpoint
 from dcamt.engine.log import TrainingLog
 from dcamt.engine.precision import use_float32_where_needed
 from dcamt.engine.signals import Interrupted
 from dcamt.engine.trainer import Done, Trainer
-from dcamt.errors import InputError, first_of
-from dcamt.federation import Protocol, Summary, Update, agree, batch_norm, summarise
-from dcamt.files import read_text, write_text
-from dcamt.inference.sliding_window import window_overlap
+from dcamt.errors import InputError
+from dcamt.federation import Protocol, Update, batch_norm
+from dcamt.files import read_text
+from dcamt.inference.predict import SUMMARY
 from dcamt.inference.validate import mean_dice
-from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
-from dcamt.records.run_folder import RunConfig, write_beginning
-from dcamt.runs.build import (
-    build_method,
-    check_networks,
-    network_stride,
-    resolve_method,
-    resolve_network,
-)
+from dcamt.records.scores import CaseScore, read_scores
+from dcamt.records.summary import CaseNumbers, read_numbers
+from dcamt.runs.build import build_method
 from dcamt.runs.plan import Planned
-from dcamt.runs.train import make_batches
+from dcamt.runs.train import make_batches, segment_validation
 from dcamt.types import IGNORE
-
-SPLITS = "splits.json"
-"""In the folder of a site: its split, if it is not to be drawn."""
 
 
 @dataclass(frozen=True)
@@ -71,94 +53,14 @@ class Site:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A site's scans as they were looked at, and what it tells of them."""
+class Outcome:
+    """What a site tells at the end of its validation cases: by number, from 1, not by name.
 
-    split: Split
-    visible: Dataset
-    survey: Survey
-    summary: Summary
-
-
-@told_of_memory("the scans do not fit", "crop them, or set a coarser data.spacing")
-def plan_sites(
-    folders: Mapping[str, Path], config: Config
-) -> tuple[RunConfig, dict[str, Planned], dict[str, Summary]]:
-    """The shared configuration, what each site is to do, and what each told; writes the cache.
-
-    A site keeps its own seed, from which its patches are drawn. Patches are mirrored along an axis
-    unless the scans of some site all lie one way along it. Raises InputError for whatever would
-    keep a site from training.
+    scores: one a case and class, with the number in place of the case. numbers: by that number.
     """
-    method, network = resolve_method(config.method), resolve_network(config.network)
-    seen = {name: _look(folder, config) for name, folder in folders.items()}
-    summaries = {name: site.summary for name, site in seen.items()}
-    plan = agree(summaries, config.data, partial(network_stride, config))
-    window_overlap(plan.patch, config.predict)  # refuses a stride that skips voxels
-    told = {"plan": plan, "method": method, "network": network}
-    shared = RunConfig(**{**dict(config), **told})
-    check_networks(shared)
-    planned = {name: _prepare(site, shared, plan) for name, site in seen.items()}
-    chosen = [site.config.train.augment for site in planned.values()]
-    augment = shared.train.augment.model_copy(
-        update={
-            "flip": tuple(a for a in chosen[0].flips if all(a in one.flips for one in chosen)),
-            "rotate": all(one.turns for one in chosen),
-        }
-    )
-    train = shared.train.model_copy(update={"augment": augment})
-    shared = shared.model_copy(update={"train": train})
-    for number, (name, folder) in enumerate(folders.items()):
-        own = {"dataset": folder.resolve(), "seed": (shared.seed + number) % 2**32}
-        planned[name] = replace(planned[name], config=shared.model_copy(update=own))
-    return shared, planned, summaries
 
-
-def _look(folder: Path, config: Config) -> _Seen:
-    found = read_dataset(folder)
-    labels = any(case.label is not None for case in found.cases)
-    splits = folder / SPLITS
-    split = choose_split(
-        found,
-        splits if splits.exists() else None,
-        None if labels else "none",
-        config.seed,
-        config.data.val_fraction,
-    )
-    visible = hide_labels(found, split)
-    # What intensities become is decided later, from those of all sites.
-    data = config.data.model_copy(update={"modality": "normalized"})
-    stride = partial(network_stride, config)
-    training = (*split.labeled, *split.unlabeled)
-    seen = survey(visible, training, data, stride=stride, keep=True, labels=labels)
-    if seen.plan is None:
-        raise first_of(seen.errors)
-    learnt = [look for look in seen.looks if look.name in training]
-    named = seen.dataset if labels else replace(seen.dataset, classes=found.classes)
-    summary = summarise(named, fingerprint(learnt), config.data)
-    return _Seen(split, visible, seen, summary)
-
-
-def _prepare(site: _Seen, shared: RunConfig, plan: Plan) -> Planned:
-    """What a site does by the plan of all; with its own choice of mirroring."""
-    dataset = site.survey.dataset
-    if not site.split.labeled:
-        dataset = replace(dataset, classes=plan.classes, ignore=plan.ignore)
-    check_plan(plan, dataset)
-    ready = prepare(site.visible.cases, plan, site.survey.kept)
-    training = {*site.split.labeled, *site.split.unlabeled}
-    used = [case for case in ready if case.name in training]
-    augment, _ = choose_mirroring(shared.train.augment, used, plan.orientation)
-    train = shared.train.model_copy(update={"augment": augment})
-    config = shared.model_copy(update={"train": train})
-    return Planned(config, site.split, dataset, tuple(ready), tuple(site.survey.warnings))
-
-
-def begin(site: Site, versions: dict[str, str], summary: Summary) -> None:
-    """Make the folder of a site a run folder; summary.json is what it told of its scans."""
-    planned = site.planned
-    write_beginning(site.folder, planned.config, planned.split, planned.dataset, versions)
-    write_text(site.folder / "summary.json", json.dumps(asdict(summary), indent=1))
+    scores: list[CaseScore]
+    numbers: dict[str, CaseNumbers]
 
 
 def train_round(
@@ -277,3 +179,21 @@ def score(site: Site, shared: Mapping[str, Tensor], protocol: Protocol, fabric: 
     method = own_network(site, shared, protocol).to(fabric.device)
     with fabric.autocast():
         return mean_dice(method, held_out, config.plan, config.predict)
+
+
+def finish(
+    site: Site, shared: Mapping[str, Tensor], protocol: Protocol, device: torch.device
+) -> Outcome:
+    """Give a site its network; segment and score its validation cases with it."""
+    method, planned = own_network(site, shared, protocol), site.planned
+    checkpoint.save(site.last, method, {}, {"iteration": protocol.total, "best": None})
+    if not planned.split.val:
+        return Outcome([], {})
+    segment_validation(site.folder, planned, device)
+    number = {case.name: str(n) for n, case in enumerate(planned.dataset.cases, 1)}
+    rows = read_scores(site.folder / "validation.json")["cases"]
+    folder = site.folder / "validation" / SUMMARY
+    return Outcome(
+        [{**row, "case": number[row["case"]]} for row in rows],
+        {number[name]: read_numbers(folder / f"{name}.json") for name in planned.split.val},
+    )

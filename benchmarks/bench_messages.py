@@ -1,0 +1,67 @@
+"""Bytes that a site of a federation sends and receives in one round: Markdown rows.
+
+    python benchmarks/bench_messages.py                     # needs pip install dcamt[federated]
+
+They are the bytes of the messages as Flower packs them, before TLS. A masked sum sends 8 bytes for
+each number, as its masked numbers are larger than float32 holds.
+"""
+
+import numpy as np
+import torch
+from flwr.app import Message
+from flwr.common import ndarray_to_bytes
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.task_identity import TaskIdentity
+
+from dcamt.config import Normalization, Plan, load_config
+from dcamt.records.run_folder import RunConfig
+from dcamt.runs.build import build_method, resolve_method, resolve_network
+from dcamt.runs.flower_messages import as_record
+
+PLAN = Plan(
+    channels=("CT",),
+    classes=("background", "organ"),
+    ignore=None,
+    orientation="RAS",
+    spacing=(1, 1, 1),
+    crop=False,
+    normalization=(Normalization(scheme="zscore"),),
+    patch=(96, 96, 96),
+)
+ROWS = [
+    ("method.name=dca-mt", "network.name=vnet", "network.width=16"),
+    ("method.name=dca-mt", "network.name=vnet", "network.width=8"),
+    ("method.name=mean-teacher", "network.name=vnet", "network.width=16"),
+    ("method.name=vnet", "network.name=vnet", "network.width=16"),
+    ("method.name=vnet", "network.name=vnet", "network.width=8"),
+]
+
+
+def packed(told: object, weights: dict[str, torch.Tensor] | None = None) -> int:
+    message = Message(as_record(told, weights), 1, "train.send")
+    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+
+
+def main() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1
+    print("| settings | numbers | received | sent | sent masked |")
+    print("|---|---|---|---|---|")
+    for row in ROWS:
+        config = load_config(None, row)
+        told = {"plan": PLAN, "method": resolve_method(config.method)}
+        told["network"] = resolve_network(config.network)
+        method = build_method(RunConfig(**{**dict(config), **told}))
+        weights = {
+            name: torch.randn(v.shape) if v.is_floating_point() else v
+            for name, v in method.state_dict().items()
+        }
+        losses = {"losses": {f"term{i}": torch.rand(100).tolist() for i in range(4)}}
+        masked = sum(len(ndarray_to_bytes(np.zeros(v.shape, np.int64))) for v in weights.values())
+        count = sum(value.numel() for value in weights.values())
+        down, up = packed({}, weights), packed(losses, weights)
+        sizes = " | ".join(f"{n / 1e6:.1f} MB" for n in (down, up, masked + packed(losses)))
+        print(f"| `{' '.join(row)}` | {count:,} | {sizes} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

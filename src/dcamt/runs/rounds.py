@@ -1,0 +1,294 @@
+"""A federation as the one sees it that leads it: a plan for all, rounds, the mean of the weights.
+
+It knows the sites by what they tell (``dcamt.federation``), be they folders of this machine
+(``dcamt.runs.federate``) or hospitals (``dcamt.runs.flower``).
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor
+
+from dcamt.config import Config
+from dcamt.data.dataset import Dataset
+from dcamt.data.split import Split
+from dcamt.engine import checkpoint
+from dcamt.engine.log import TrainingLog
+from dcamt.engine.tracking import check_tracker
+from dcamt.engine.trainer import Done, learning_rate
+from dcamt.errors import InputError
+from dcamt.escape import printable
+from dcamt.evaluation.calibration import calibrate
+from dcamt.evaluation.evaluate import scores_of
+from dcamt.federation import (
+    Protocol,
+    Ready,
+    Summary,
+    Update,
+    average,
+    batch_norm,
+    mean_losses,
+    refusal,
+)
+from dcamt.files import alone, read_json, refuse_links, remove_temporary, write_json
+from dcamt.memory import told_of_memory
+from dcamt.processes import safe_path
+from dcamt.records.run_folder import (
+    RunConfig,
+    has_begun,
+    read_config,
+    refuse_existing_run,
+    write_beginning,
+)
+from dcamt.records.scores import CaseScore
+from dcamt.records.summary import CALIBRATION, CaseNumbers
+from dcamt.reporting.report import write_report
+from dcamt.runs.build import build_method, check_trains
+from dcamt.runs.joining import share_mirroring, share_plan
+from dcamt.runs.resume import refuse_changes
+from dcamt.runs.sites import Outcome
+from dcamt.runs.train import LOWER_TRAINING, WRITTEN, versions_of
+
+KEY = "federation"
+"""In versions.json: the protocol, and what each site has."""
+
+
+class Sites(Interface):
+    """The sites, each known by its name, in one order.
+
+    ``look``, ``prepare``, ``begin`` and ``reopen`` raise InputError if one of the sites cannot do
+    it. In ``train``, ``score`` and ``finish`` a site may be missing.
+    """
+
+    def look(self, config: Config) -> dict[str, Summary]:
+        """What each site tells of its scans."""
+        ...
+
+    def prepare(self, shared: RunConfig) -> dict[str, Ready]:
+        """Let each site prepare its scans by the plan of all."""
+        ...
+
+    def begin(self, shared: RunConfig) -> None:
+        """Let each site make its run folder."""
+        ...
+
+    def reopen(self, shared: RunConfig) -> dict[str, Ready]:
+        """Let each site open the run folder that it made, to go on."""
+        ...
+
+    def train(
+        self, shared: Mapping[str, Tensor], since: int
+    ) -> Iterator[tuple[str, Update | InputError]]:
+        """What each site sends after a round that begins when ``since`` iterations are done."""
+        ...
+
+    def score(self, shared: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean Dice (fraction) of each site that has validation cases."""
+        ...
+
+    def finish(self, shared: Mapping[str, Tensor]) -> dict[str, Outcome]:
+        """Give each site its network; what it tells of its validation cases."""
+        ...
+
+
+def lead(
+    sites: Sites,
+    out: Path,
+    config: Config,
+    protocol: Protocol,
+    resume: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Agree on a plan, train in rounds, gather the scores, write the run folder ``out``.
+
+    With ``resume`` a half-finished run goes on with its own configuration. Raises InputError for
+    anything the user can mend.
+    """
+    check_protocol(config, protocol)
+    train = config.train.model_copy(update={"iterations": protocol.total})
+    config = config.model_copy(update={"train": train})
+    versions: dict[str, str] | None = None
+    if resume and has_begun(out):
+        shared = read_config(out)
+        ready = sites.reopen(shared)
+        _refuse_other_protocol(out, _record(ready, protocol))
+        refuse_changes(config, shared, out)
+    else:
+        refuse_existing_run(out, resume)
+        if resume and not quiet:
+            print(f"{out}: nothing to resume there, a new run begins", file=sys.stderr)
+        versions = versions_of(config)  # before the work: it refuses a device that is not there
+        check_trains(config.method)
+        shared = share_plan(config, sites.look(config))
+        ready = sites.prepare(shared)
+        shared = share_mirroring(shared, ready)
+    check_tracker(shared.train)
+    _check_strategy(shared, protocol)
+    with alone(out), safe_path():
+        if versions is not None:
+            refuse_existing_run(out, resume)  # another may have begun while this one planned
+            sites.begin(shared)
+            versions |= {KEY: _record(ready, protocol)}
+            write_beginning(out, shared, _split(ready), _dataset(ready), versions)
+        refuse_links(out, (*WRITTEN, "sites"))
+        remove_temporary(out)
+        cases = {name: len(one.val) for name, one in ready.items()}
+        weights = _train(sites, shared, cases, out, protocol, quiet)
+        _finish(sites.finish(weights), shared, out)
+
+
+def check_protocol(config: Config, protocol: Protocol) -> None:
+    """InputError for what does not go together."""
+    if protocol.rounds < 1 or protocol.iterations < 1:
+        raise InputError("--rounds and --iterations: give whole numbers of at least 1")
+    if protocol.proximal < 0:
+        raise InputError(f"--proximal {protocol.proximal:g}: give a number of at least 0")
+    if "iterations" in config.train.model_fields_set:
+        raise InputError("train.iterations: --rounds and --iterations say how many; leave it out")
+    if config.train.devices > 1:
+        raise InputError("train.devices: a federation trains in one process; leave it out")
+
+
+def _check_strategy(config: RunConfig, protocol: Protocol) -> None:
+    with torch.device("meta"):
+        own = batch_norm(build_method(config))
+    if protocol.strategy == "fedbn" and not own:
+        raise InputError(
+            f"--strategy fedbn: backbone {config.network.name} has no batch norm; choose fedavg or "
+            "fedprox"
+        )
+
+
+def _record(ready: Mapping[str, Ready], protocol: Protocol) -> str:
+    counts = [
+        f"{name} ({len(one.labeled)} labelled, {len(one.unlabeled)} unlabelled)"
+        for name, one in ready.items()
+    ]
+    return f"{protocol}; {', '.join(counts)}"
+
+
+def _refuse_other_protocol(out: Path, record: str) -> None:
+    kept = read_json(out / "versions.json").get(KEY)
+    if kept != record:
+        raise InputError(
+            f"{out}: was begun as {kept}, not as {record}; give the same options, or start a new "
+            "run in another --out"
+        )
+
+
+def _split(ready: Mapping[str, Ready]) -> Split:
+    """The cases of all sites, each by the name of its site and its number."""
+    labeled, unlabeled, val = (
+        [f"{name} {number}" for name, one in ready.items() for number in getattr(one, part)]
+        for part in ("labeled", "unlabeled", "val")
+    )
+    return Split(tuple(labeled), tuple(unlabeled), tuple(val))
+
+
+def _dataset(ready: Mapping[str, Ready]) -> Dataset:
+    """What the run notes of its data: that they are of several sites."""
+    licences = dict.fromkeys(one.licence for one in ready.values() if one.licence)
+    name = f"scans of {len(ready)} site(s)"
+    return Dataset(Path(), name, (), (), None, (), licence="; ".join(licences))
+
+
+@told_of_memory("this training does not fit", LOWER_TRAINING)
+def _train(
+    sites: Sites,
+    config: RunConfig,
+    cases: Mapping[str, int],
+    out: Path,
+    protocol: Protocol,
+    quiet: bool,
+) -> dict[str, Tensor]:
+    """All rounds that are left; returns the shared weights. ``cases``: for validation, by site."""
+    method, last, done, best = build_method(config), out / "last.safetensors", 0, None
+    if last.exists():
+        state = checkpoint.load(last, method)
+        done, best = state["iteration"], state["best"]
+    shared = {name: value.clone() for name, value in method.state_dict().items()}
+    stays = batch_norm(method) if protocol.strategy == "fedbn" else set()
+    log = TrainingLog(out, protocol.total, done, quiet, tracker=config.train.tracker)
+    with log:
+        for since in range(done, protocol.total, protocol.iterations):
+            until = since + protocol.iterations
+            complete = until == protocol.total
+            wanted = {n: v for n, v in shared.items() if complete or n not in stays}
+            updates = _round(sites.train(shared, since), wanted, since, protocol, log)
+            shared |= average(updates)
+            method.load_state_dict(shared)
+            _note_losses(log, updates, config, since)
+            every = config.train.validate_every
+            if complete or (every and until // every > since // every):
+                dice = _mean_dice(sites.score(shared), cases)
+                if dice is not None:
+                    log.validation(dice)
+                    if len(wanted) == len(shared) and (best is None or dice > best):
+                        best = dice
+                        state = {"iteration": until, "best": best}
+                        checkpoint.save(out / "best.safetensors", method, {}, state)
+            checkpoint.save(last, method, {}, {"iteration": until, "best": best})
+            log.flush()
+    return shared
+
+
+def _round(
+    sent: Iterator[tuple[str, Update | InputError]],
+    wanted: Mapping[str, Tensor],
+    since: int,
+    protocol: Protocol,
+    log: TrainingLog,
+) -> list[Update]:
+    """The updates of one round; a site whose one cannot be used is told and left out.
+
+    Raises InputError if none can be used.
+    """
+    number, updates, why = since // protocol.iterations + 1, [], None
+    for name, update in sent:
+        why = str(update) if isinstance(update, InputError) else refusal(update, wanted)
+        if why is None and isinstance(update, Update):
+            updates.append(update)
+        told = "is done" if why is None else f"is left out: {why}"
+        line = f"round {number} of {protocol.rounds}: {name} {told}"
+        log.bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    if not updates:
+        raise InputError(
+            f"no site could be used in round {number} (the last: {why}); the round before is kept: "
+            "lower train.learning_rate or check the scans, and use --resume"
+        )
+    return updates
+
+
+def _note_losses(
+    log: TrainingLog, updates: Sequence[Update], config: RunConfig, since: int
+) -> None:
+    """Add the mean over the sites of each term to the log, iteration by iteration."""
+    means = mean_losses([(update.losses, update.cases) for update in updates])
+    for step, values in enumerate(zip(*means.values(), strict=True)):
+        terms = {name: torch.tensor(value) for name, value in zip(means, values, strict=True)}
+        rate = learning_rate(config.train, since + step)
+        log.add(Done(since + step + 1, rate, terms, ()))
+
+
+def _mean_dice(found: Mapping[str, float], cases: Mapping[str, int]) -> float | None:
+    """Mean Dice (fraction) over the validation cases of the sites; None if there are none."""
+    total = sum(cases[name] for name in found)
+    return sum(dice * cases[name] / total for name, dice in found.items()) if total else None
+
+
+def _finish(outcomes: Mapping[str, Outcome], config: RunConfig, out: Path) -> None:
+    """Put the scores of the sites together, and write the report."""
+    rows: list[CaseScore] = []
+    numbers: dict[str, CaseNumbers] = {}
+    for name, outcome in outcomes.items():
+        rows += [{**row, "case": f"{name} {row['case']}"} for row in outcome.scores]
+        numbers |= {f"{name} {number}": found for number, found in outcome.numbers.items()}
+    if rows:
+        scores = scores_of(rows, {"unit": "mm"})
+        classes = len(config.plan.classes) - 1
+        write_json(calibrate(numbers, scores, classes), out / CALIBRATION)
+        write_json(scores, out / "validation.json")
+    write_report(out)
