@@ -1,6 +1,6 @@
 """Bytes that a site of a federation sends and receives in one round: Markdown rows.
 
-    python benchmarks/bench_messages.py                     # needs pip install dcamt[federated]
+    python benchmarks/bench_messages.py                     # pip install 'dcamt[federated]'
 
 They are the bytes of the messages as Flower packs them, before TLS. A masked sum sends 8 bytes for
 each number, as its masked numbers are larger than float32 holds.

@@ -1,4 +1,4 @@
-"""Runs with other plans, for what is exported."""
+"""Runs with other plans, for what is exported, and the sites of a federation."""
 
 import shutil
 
@@ -6,6 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+
+from dcamt.data.phantom import write_phantoms
 
 PLANS = {
     "skull-stripped, another orientation and spacing": {
@@ -21,6 +23,26 @@ PLANS = {
     "from 0 to 1": {"normalization": [{"scheme": "minmax"}]},
 }  # fmt: skip
 STRIDE = {"stride": [5, 9, 16], "weighting": "constant", "overlap": 0.5, "batch": 3}
+
+
+@pytest.fixture(scope="session")
+def hospitals(tmp_path_factory):
+    """A folder of three data sets: north, south and, without a label, east; read only."""
+    root = tmp_path_factory.mktemp("sites")
+    write_phantoms(root / "north", 5, (20, 18, 16), seed=3, labeled=2, val=1)
+    write_phantoms(root / "south", 3, (18, 20, 16), seed=5, labeled=1, val=1)
+    write_phantoms(root / "east", 2, (18, 16, 20), seed=7, labeled=1, val=1)
+    for name in ("labelsTr", "splits.json", "dataset.json"):
+        path = root / "east" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (root / "east" / "imagesTr").rename(root / "east" / "images")
+    return root
+
+
+@pytest.fixture(scope="session")
+def settings(tiny):
+    """Those of a tiny training but for its iterations, which a federation gives by rounds."""
+    return [one for one in tiny if not one.startswith("train.iterations")]
 
 
 @pytest.fixture(params=PLANS)

@@ -26,7 +26,6 @@ pytest.importorskip("flwr", reason="Flower is not installed: `make test-federate
 import httpx
 
 from dcamt import api
-from dcamt.data.phantom import write_phantoms
 
 pytestmark = [
     pytest.mark.slow,
@@ -200,22 +199,8 @@ class Federation:
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
-    """Three data sets by name, the last without a label; read only."""
-    root = tmp_path_factory.mktemp("sites")
-    write_phantoms(root / "north", 5, (20, 18, 16), seed=3, labeled=2, val=1)
-    write_phantoms(root / "south", 3, (18, 20, 16), seed=5, labeled=1, val=1)
-    write_phantoms(root / "east", 2, (18, 16, 20), seed=7, labeled=1, val=1)
-    for name in ("labelsTr", "splits.json", "dataset.json"):
-        path = root / "east" / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (root / "east" / "imagesTr").rename(root / "east" / "images")
-    return {name: root / name for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def settings(tiny):
-    return [one for one in tiny if not one.startswith("train.iterations")]
+def sites(hospitals):
+    return {name: hospitals / name for name in NAMES}
 
 
 @pytest.fixture

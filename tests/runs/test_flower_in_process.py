@@ -232,11 +232,6 @@ def lead(sites, tmp_path, settings, resume=False, config=None, fault=None, **opt
     return tmp_path / "run", grid
 
 
-@pytest.fixture
-def settings(tiny):
-    return [one for one in tiny if not one.startswith("train.iterations")]
-
-
 def weights(folder):
     found = load_file(folder / "last.safetensors")
     return {name: value for name, value in found.items() if not name.startswith("optimizer/")}

@@ -29,22 +29,21 @@ def peak_memory(
     predictor: Predictor,
     *,
     probabilities: bool = False,
-    uncertainty: bool = False,
-    entropy: bool = False,
+    maps: int = 0,
     largest_component: bool = False,
 ) -> float:
     """Bytes that a scan takes at most at one time while it is segmented, its own values included.
 
     ``placement`` gives the voxels of the scan and of its content, ``prepared`` those that the
-    network sees. The flags are those of ``predict``. Of windows on a GPU only what comes back
-    counts.
+    network sees. maps: how many of uncertainty are written; the second needs every network apart.
+    The flags are those of ``predict``. Of windows on a GPU only what comes back counts.
     """
     plan = config.plan
     channels, classes = len(plan.channels), len(plan.classes)
     scan, content, grid = (math.prod(s) for s in (placement.shape, placement.cropped, prepared))
     size = [max(n, side) for n, side in zip(prepared, plan.patch, strict=True)]
     padded = math.prod(size)
-    kept = predictor.networks if uncertainty else 1  # whose probabilities are stitched apart
+    kept = predictor.networks if maps > 1 else 1  # whose probabilities are stitched apart
     shown = classes * scan if probabilities else 0
 
     # Beside the scan: its content as a copy, then resampled, then normalised, channel by channel.
@@ -61,10 +60,9 @@ def peak_memory(
     stitch = channels * (grid + (padded if padded > grid else 0)) + stitched + padded + windows
     averaged = classes * grid if kept > 1 else 0
     restore = stitched + averaged + classes * scan + content
-    mapped = uncertainty or entropy
-    held = (stitched + averaged + 2 * grid if mapped else 0) + shown + scan / 4
-    maps = 2 * stitched if mapped else 0  # distances of the networks from their mean, logarithms
+    held = (stitched + averaged + 2 * grid if maps else 0) + shown + scan / 4
+    mapped = 2 * stitched if maps else 0  # distances of the networks from their mean, logarithms
     pieces = 4 * scan if largest_component else 0
-    write = 2 * scan if probabilities or mapped else scan / 2
-    finish = held + max(maps, pieces, write)
+    write = 2 * scan if probabilities or maps else scan / 2
+    finish = held + max(mapped, pieces, write)
     return 4 * max(prepare, stitch, restore, finish) + LIBRARIES

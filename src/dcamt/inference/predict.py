@@ -55,10 +55,16 @@ class Extras:
     dicom_seg: bool = False
     summary: bool = False
 
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Which maps of uncertainty are written, by the ends of their names."""
+        if self.uncertainty:
+            return "entropy", "disagreement"
+        return ("entropy",) if self.entropy else ()
+
     def folders(self) -> list[str]:
         """Folders beside the segmentations that will be written to."""
-        uncertain = self.uncertainty or self.entropy
-        wanted = (self.probabilities, uncertain, self.dicom_seg, self.summary)
+        wanted = (self.probabilities, bool(self.maps), self.dicom_seg, self.summary)
         return [name for name, on in zip(EXTRA_FOLDERS, wanted, strict=True) if on]
 
 
@@ -106,8 +112,7 @@ def predict_case(
     del array
     probabilities = branches[0] if len(branches) == 1 else branches.mean(0)
     restored = restored_probabilities(probabilities, placement)
-    mapped = extras.uncertainty or extras.entropy
-    if not mapped:
+    if not extras.maps:
         del branches, probabilities
     segmentation = most_probable(restored)
     expected = expected_dice(restored, segmentation) if extras.summary else []
@@ -119,8 +124,10 @@ def predict_case(
     if extras.probabilities:
         for k, path in enumerate(files["probabilities"]):
             write(path, restored[k])
-    if mapped:
-        maps = [entropy(probabilities), *([disagreement(branches)] if extras.uncertainty else [])]
+    if extras.maps:
+        maps = [entropy(probabilities)]
+        if extras.uncertainty:
+            maps.append(disagreement(branches))
         for path, values in zip(files["uncertainty"], maps, strict=True):
             write(path, restore(values[None], placement)[0])
     if extras.dicom_seg:
@@ -165,8 +172,7 @@ def check_memory(
         config,
         predictor,
         probabilities=extras.probabilities,
-        uncertainty=extras.uncertainty,
-        entropy=extras.entropy,
+        maps=len(extras.maps),
         largest_component=extras.largest_component,
     )
     size = " x ".join(map(str, image.shape))
@@ -184,10 +190,7 @@ def extra_files(output: Path, extras: Extras, classes: Sequence[str]) -> dict[st
     case = output.name[: len(output.name) - len(ending)]
     names = {
         "probabilities": [f"{_map_name(case, structure)}{ending}" for structure in classes],
-        "uncertainty": [
-            f"{case}_{kind}{ending}"
-            for kind in ("entropy", *(["disagreement"] if extras.uncertainty else []))
-        ],
+        "uncertainty": [f"{case}_{kind}{ending}" for kind in extras.maps],
         DICOM_SEG: [f"{case}.dcm"],
         SUMMARY: [f"{case}.json"],
     }

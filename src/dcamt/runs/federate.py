@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dcamt.config import Config
 from dcamt.data.outputs import refuse_within_dataset
-from dcamt.engine.device import check_sharing, make_fabric
 from dcamt.engine.precision import told_of_float32
 from dcamt.engine.signals import Interrupted, catch_signals
 from dcamt.engine.together import started_by_torchrun
@@ -29,7 +28,7 @@ from dcamt.runs.joining import Seen, look, make_ready, own_config, told_of, writ
 from dcamt.runs.plan import Planned
 from dcamt.runs.resume import reopen
 from dcamt.runs.rounds import lead
-from dcamt.runs.sites import Outcome, Site, finish, score, train_round
+from dcamt.runs.sites import Outcome, Site, fabric_of, finish, score, train_round
 from dcamt.runs.train import versions_of
 
 
@@ -129,9 +128,7 @@ class _Here:
     def fabric(self) -> Fabric:
         """What all sites compute on."""
         config = next(iter(self.planned.values())).config
-        check_sharing(config.train)
-        fabric = make_fabric(config.device, config.train.precision)
-        fabric.launch()
+        fabric = fabric_of(config)
         note = told_of_float32(config.train.precision, fabric)
         if note and not self.quiet:
             print(note, file=sys.stderr)

@@ -15,13 +15,11 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcamt.config import Config, save_config
 from dcamt.data.outputs import refuse_within_dataset
-from dcamt.engine.device import check_sharing, make_fabric
 from dcamt.errors import InputError
 from dcamt.escape import printable
 from dcamt.federation import Update
@@ -46,7 +44,7 @@ from dcamt.runs.flower_messages import (
 from dcamt.runs.joining import look, make_ready, own_config, told_of, write_summary
 from dcamt.runs.masked import changes, largest, send_masked
 from dcamt.runs.resume import reopen
-from dcamt.runs.sites import Site, finish, score, train_round
+from dcamt.runs.sites import Site, fabric_of, finish, score, train_round
 from dcamt.runs.train import versions_of
 from dcamt.section import validated
 
@@ -154,8 +152,8 @@ def _answer_reopen(node: _Node, message: Message) -> RecordDict:
 
 def _train(node: _Node, message: Message) -> Update:
     given, site = _given(message), _site(node)
-    shared = weights_in(message.content)
-    return train_round(site, shared, given["since"], protocol_of(given), _fabric(site), ())
+    shared, fabric = weights_in(message.content), fabric_of(site.planned.config)
+    return train_round(site, shared, given["since"], protocol_of(given), fabric, ())
 
 
 def _answer_send(node: _Node, message: Message) -> RecordDict:
@@ -198,26 +196,19 @@ def _answer_score(node: _Node, message: Message) -> RecordDict:
     site, protocol = _site(node), protocol_of(_given(message))
     if not site.planned.split.val:
         return as_record(None)
-    return as_record(score(site, weights_in(message.content), protocol, _fabric(site)))
+    fabric = fabric_of(site.planned.config)
+    return as_record(score(site, weights_in(message.content), protocol, fabric))
 
 
 def _answer_finish(node: _Node, message: Message) -> RecordDict:
     site, protocol = _site(node), protocol_of(_given(message))
     with alone(node.folder):
-        device = _fabric(site).device
+        device = fabric_of(site.planned.config).device
         return as_record(asdict(finish(site, weights_in(message.content), protocol, device)))
 
 
 def _site(node: _Node) -> Site:
     return Site(node.folder.name, node.folder, reopen(node.folder))
-
-
-def _fabric(site: Site) -> Fabric:
-    config = site.planned.config
-    check_sharing(config.train)
-    fabric = make_fabric(config.device, config.train.precision)
-    fabric.launch()
-    return fabric
 
 
 client.query("look")(_answering(_answer_look))

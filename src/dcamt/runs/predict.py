@@ -126,7 +126,7 @@ def segment_scans(
 def _scans_at(
     input: Path, channels: int, series: int | None, watched: bool
 ) -> tuple[list[Case], list[Path]]:
-    """The scans at ``input``, and what there is no scan. Of a watched folder, those so far."""
+    """The scans at ``input``, of a watched folder those so far, and the files that are none."""
     unread: list[Path] = []
     if watched:
         check_can_be_watched(input)

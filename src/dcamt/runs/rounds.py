@@ -1,7 +1,7 @@
 """A federation as the one sees it that leads it: a plan for all, rounds, the mean of the weights.
 
 It knows the sites by what they tell (``dcamt.federation``), be they folders of this machine
-(``dcamt.runs.federate``) or hospitals (``dcamt.runs.flower``).
+(``dcamt.runs.federate``) or hospitals (``dcamt.runs.flower_server``).
 """
 
 import sys

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dcamt.engine import checkpoint
+from dcamt.engine.device import check_sharing, make_fabric
 from dcamt.engine.log import TrainingLog
 from dcamt.engine.precision import use_float32_where_needed
 from dcamt.engine.signals import Interrupted
@@ -26,6 +27,7 @@ from dcamt.files import read_text
 from dcamt.inference.predict import SUMMARY
 from dcamt.inference.validate import mean_dice
 from dcamt.methods.method import Method
+from dcamt.records.run_folder import RunConfig
 from dcamt.records.scores import CaseScore, read_scores
 from dcamt.records.summary import CaseNumbers, read_numbers
 from dcamt.runs.build import build_method
@@ -61,6 +63,14 @@ class Outcome:
 
     scores: list[CaseScore]
     numbers: dict[str, CaseNumbers]
+
+
+def fabric_of(config: RunConfig) -> Fabric:
+    """What a site computes on; InputError where its settings do not go together there."""
+    check_sharing(config.train)
+    fabric = make_fabric(config.device, config.train.precision)
+    fabric.launch()
+    return fabric
 
 
 def train_round(

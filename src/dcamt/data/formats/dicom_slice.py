@@ -29,10 +29,9 @@ MODALITIES = ("CT", "MR", "PT", "NM", "US", "XA", "RF", "CR", "DX", "MG", "OT")
 REQUIRED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 ELEMENTS = (
     *REQUIRED, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber",
-    "InstanceNumber", "Modality",
-    "ImageType", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel",
-    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "RescaleSlope", "RescaleIntercept",
+    "InstanceNumber", "Modality", "ImageType", "NumberOfFrames", "Rows", "Columns",
+    "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "RescaleSlope", "RescaleIntercept",
 )  # fmt: skip
 COLOURED = ("RGB", "YBR", "PALETTE", "HSV", "ARGB", "CMYK")
 """Beginnings of what pixels may stand for, beside grey."""
