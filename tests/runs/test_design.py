@@ -14,6 +14,13 @@ def test_rows_with_options():
     assert rows[1].method.options == {"bandwidths": [0.5, 1], "targets": "hard"}
 
 
+def test_a_row_may_size_the_backbone_of_a_branch():
+    name = "dca-mt:teacher_network.name=unet:teacher_network.width=4"
+    (row,) = parse_rows(name)
+    assert row.name == name
+    assert row.method.options == {"teacher_network": {"name": "unet", "width": 4}}
+
+
 def test_the_ablation_has_the_papers_rows():
     rows = ablation_rows()
     assert [row.name for row in rows] == ["Base", "Loss", "CrossAttention", "Mutual", "All"]

@@ -95,7 +95,7 @@ def parse_rows(methods: str) -> list[Row]:
     rows = []
     for item in re.split(r",(?![^\[]*\])", methods):  # commas within [...] are of a value
         name, *options = item.strip().split(":")
-        if not name or not all(re.fullmatch(r"\w+=.+", option) for option in options):
+        if not name or not all(re.fullmatch(r"[\w.]+=.+", option) for option in options):
             raise InputError(
                 f"--methods {item.strip()!r}: write NAME or NAME:KEY=VALUE, e.g. dca-mt:paste=0"
             )
