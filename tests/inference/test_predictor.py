@@ -22,7 +22,7 @@ from dcamt.runs.build import load_run
 # Only looked for: its import is the code's own to do.
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None,
-    reason="OpenVINO is not installed: pip install dcamt[openvino]",
+    reason="OpenVINO is not installed: pip install 'dcamt[openvino]'",
 )
 CPU = torch.device("cpu")
 PLAN = Plan(

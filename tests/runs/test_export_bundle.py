@@ -48,7 +48,7 @@ def share_equal(found, expected):
 
 
 def test_monai_segments_as_predict_does(exported, tiny_run, phantoms, tmp_path):
-    pytest.importorskip("fire", reason="fire is not installed: pip install dcamt[bundle]")
+    pytest.importorskip("fire", reason="fire is not installed: pip install 'dcamt[bundle]'")
     scan = phantoms / "imagesTr" / "phantom_000.nii.gz"
     (expected,) = api.predict(tiny_run, scan, tmp_path / "predict", quiet=True)
     folder = scans(scan, tmp_path / "scans")

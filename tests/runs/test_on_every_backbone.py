@@ -124,7 +124,7 @@ def test_openvino_gives_the_same_probabilities(run) -> None:
     try:
         predictor = make_predictor(method, config.plan, CPU, "openvino")
     except InputError:
-        pytest.skip("OpenVINO is not installed: pip install dcamt[openvino]")
+        pytest.skip("OpenVINO is not installed: pip install 'dcamt[openvino]'")
     window = torch.randn(2, 1, *config.plan.patch)
     with torch.no_grad():
         expected = method.eval().branches(window)
@@ -146,7 +146,7 @@ def test_torchscript_gives_the_same_probabilities(run, tmp_path) -> None:
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "unet")) for n in BACKBONES]
 )
 def test_onnx_runtime_gives_the_same_probabilities(name, small_windows) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install dcamt[onnx]")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'dcamt[onnx]'")
     width, patch = SMALLEST[name]
     plan = Plan(
         channels=("a", "b"), classes=("0", "1", "2"), ignore=None, orientation="RAS",
