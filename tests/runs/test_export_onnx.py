@@ -18,7 +18,7 @@ from dcamt.inference import graph
 from dcamt.runs import export_onnx
 from dcamt.runs.build import load_run
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "onnx_predict.py"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "predict_exported.py"
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,17 @@ def export(
     weights: Weights = "last",
     megabytes: Annotated[float, typer.Option(help="Largest file of safetensors, MB.")] = 16,
     format: Annotated[
-        Literal["safetensors", "onnx", "bundle"],
-        typer.Option(help="safetensors: for dcamt. onnx, bundle (MONAI): for other programs."),
+        Literal["safetensors", "onnx", "openvino", "bundle"],
+        typer.Option(help="safetensors: for dcamt. The others: for other programs."),
     ] = "safetensors",
 ) -> list[Path]:
-    """Write a run to hand on: weights for dcamt, one ONNX file, or a MONAI Bundle.
+    """Write a run to hand on: for dcamt, ONNX Runtime, OpenVINO or MONAI.
 
     A model card goes with each; docs/exporting.md says what else and who reads it. Returns the
     files of weights; those of safetensors are in half precision and have at most ``megabytes``
     each. ONNX and bundle are written only if ONNX Runtime or TorchScript computes what PyTorch
-    computes. No path, case name or split is carried over. Raises InputError if ``out`` holds
-    anything but a part of this export.
+    computes, OpenVINO (8 bits) only if Dice falls by no more than 0.2 points. No path, case name or
+    split is carried over. Raises InputError if ``out`` holds anything but a part of this export.
     """
     from dcamt.data.outputs import refuse_within_dataset
     from dcamt.runs.export import export_run

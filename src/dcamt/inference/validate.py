@@ -24,6 +24,13 @@ def mean_dice(
     """
     # Not folded: the weights have moved since the last validation, and move on after this one.
     predictor = Predictor(method.eval().branches, next(method.parameters()).device)
+    return dice_of(predictor, cases, plan, settings)
+
+
+def dice_of(
+    predictor: Predictor, cases: Sequence[Prepared], plan: Plan, settings: PredictConfig
+) -> float:
+    """The same of what is ready to predict."""
     classes = len(plan.classes)
     several = dist.is_available() and dist.is_initialized()
     process, processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)

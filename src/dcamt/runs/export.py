@@ -17,9 +17,10 @@ from dcamt.runs.build import load_run
 from dcamt.runs.card import licence_note, model_card
 from dcamt.runs.export_bundle import bundle_files
 from dcamt.runs.export_onnx import onnx_files
+from dcamt.runs.export_openvino import openvino_files
 
-Format = Literal["safetensors", "onnx", "bundle"]
-_OF_WEIGHTS = (".safetensors", ".onnx", ".ts")
+Format = Literal["safetensors", "onnx", "openvino", "bundle"]
+_OF_WEIGHTS = (".safetensors", ".onnx", ".bin", ".ts")
 
 
 def export_run(
@@ -43,6 +44,8 @@ def export_run(
     card = model_card([run], weights)
     if format == "onnx":
         files = onnx_files(config, method, card)
+    elif format == "openvino":
+        files = openvino_files(run, config, method, card)
     elif format == "bundle":
         files = bundle_files(config, method, card, licence_note(run))
     else:

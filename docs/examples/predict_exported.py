@@ -1,6 +1,7 @@
-"""`dcamt predict` without dcamt: python onnx_predict.py EXPORT SCAN [SCAN ...] OUT.
+"""`dcamt predict` without dcamt: python predict_exported.py EXPORT SCAN [SCAN ...] OUT.
 
-EXPORT is a folder of `dcamt export --format onnx`, each SCAN a NIfTI file of one channel.
+EXPORT is a folder of `dcamt export --format onnx` or `openvino`, each SCAN a NIfTI file of one
+channel.
 """
 
 import json
@@ -10,9 +11,21 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import onnxruntime
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import binary_fill_holes, zoom
+
+
+def load(model):
+    """A function of one window, which gives the probabilities of each class."""
+    if model.suffix == ".xml":
+        import openvino  # noqa: PLC0415 (only one of them is needed)
+
+        network = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda window: network(window)[0]
+    import onnxruntime  # noqa: PLC0415
+
+    network = onnxruntime.InferenceSession(model)
+    return lambda window: network.run(None, {"image": window})[0]
 
 
 def resample(x, size):
@@ -32,7 +45,7 @@ def normalize(x, how, inside):
 
 folder, *scans, out = map(Path, sys.argv[1:])
 about = json.loads((folder / "model.json").read_text())
-network = onnxruntime.InferenceSession(folder / about["model"])
+network = load(folder / about["model"])
 patch, classes = about["patch"], about["classes"]
 
 # To the network's axes, cropped to what is not zero, and to its spacing (mm) and intensities.
@@ -59,7 +72,7 @@ total, weights = np.zeros((len(classes), *image.shape[1:])), np.zeros(image.shap
 axes = zip(image.shape[1:], patch, about["step"], strict=True)
 for start in product(*([min(i, n - p) for i in range(0, n - p + s, s)] for n, p, s in axes)):
     window = tuple(slice(i, i + p) for i, p in zip(start, patch, strict=True))
-    total[:, *window] += weight * network.run(None, {"image": image[None, :, *window]})[0][0]
+    total[:, *window] += weight * network(image[None, :, *window])[0]
     weights[window] += weight
 kept = tuple(slice(m // 2, m // 2 + n) for m, n in zip(missing, size, strict=True))
 
