@@ -56,7 +56,7 @@ def noisy(
     with the same noise, the difference of both would show the change of that site.
     """
     key = hmac.new(secret, number.to_bytes(8, "big"), "sha256")
-    for name, value in mean.items():
+    for name, value in sorted(mean.items()):
         key.update(name.encode())
         key.update(value.contiguous().numpy().tobytes())
     return {

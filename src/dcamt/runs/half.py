@@ -17,7 +17,7 @@ _SMALLEST = -100
 
 
 def halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as they travel: float16 and powers of 2. What is no float, such as a counter, stays."""
+    """Weights as they travel: float16 and powers of 2. Counters stay as they are."""
     packed = {}
     for name, value in weights.items():
         packed[name] = value

@@ -216,16 +216,16 @@ def _train(
         for since in range(done, protocol.total, protocol.iterations):
             until = since + protocol.iterations
             complete = until == protocol.total
-            travels = shared.keys() - own
-            sent = shared if since == 0 or complete else {n: shared[n] for n in travels}
-            wanted = shared if complete else {n: shared[n] for n in travels}
+            part = {name: value for name, value in shared.items() if name not in own}
+            sent = shared if since == 0 or complete else part
+            wanted = shared if complete else part
             updates = _round(sites.train(sent, since), wanted, since, protocol, log)
             method.load_state_dict(shared | _mean(updates, since, protocol, out))
             shared = _weights(method)
             _note_losses(log, updates, config, since, protocol.iterations)
             every = config.train.validate_every
             if complete or (every and until // every > since // every):
-                dice = _mean_dice(sites.score({n: shared[n] for n in travels}), cases)
+                dice = _mean_dice(sites.score({name: shared[name] for name in part}), cases)
                 if dice is not None:
                     log.validation(dice)
                     if len(wanted) == len(shared) and (best is None or dice > best):
