@@ -2,8 +2,7 @@
 
 McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018, algorithm 1
 with a fixed bound, where all sites take part in each round. The noise hides whether a site took
-part with all of its scans. It does not hide one scan within a site that is known to take part more
-than that.
+part, with all of its scans.
 """
 
 import hmac
