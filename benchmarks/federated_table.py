@@ -76,7 +76,8 @@ def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in rows}
     for seed in range(given.seeds):
         for name, command in rows.items():
-            folder = given.out / "runs" / f"{data.name}, {name}, seed {seed}".replace(", ", "-")
+            plain = name.lower().replace(",", "").replace(" ", "-")
+            folder = given.out / data.name.replace("data", "runs") / f"{plain}-seed{seed}"
             train = [*command, *common, "--seed", seed]
             found[name].append(_dice(folder, train, data, name in OWN))
             print(f"{name}, seed {seed}: {found[name][-1]:.2f}", file=sys.stderr, flush=True)
@@ -125,10 +126,10 @@ def _dice(folder: Path, train: list[object], data: Path, own: bool) -> float:
     if not scores.exists():
         run, found = folder / "run", folder / "segmentations"
         _dcamt(*train, "--out", run, "--resume", "--device", "cpu", "--quiet")
-        for name in SITES:
-            network = run / "sites" / name if own else run
-            scans, out = data / "held-out" / name, found / name
-            _dcamt("predict", network, scans, out, "--resume", "--device", "cpu", "--quiet")
+        networks = {name: run / "sites" / name for name in SITES} if own else {"all": run}
+        for name, network in networks.items():
+            scans, out = data / "held-out" / name, ("--out", found / name)
+            _dcamt("predict", network, scans, *out, "--resume", "--device", "cpu", "--quiet")
         together = folder / "together"
         shutil.rmtree(together, ignore_errors=True)
         for path in found.glob("*/*.nii.gz"):
@@ -166,7 +167,9 @@ def _deal(source: Path, data: Path, shift: bool) -> None:
         _write(dataset, own, folder, shifted)
         for case in _cases(dataset, _take(held_out, test)):
             _write_scan(case, data / "held-out" / name, shifted)
-            _link(_label(case), data / "labels" / f"{case.name}.nii.gz")
+            scan = f"{case.name}.nii.gz"
+            _link(data / "held-out" / name / scan, data / "held-out" / "all" / scan)
+            _link(_label(case), data / "labels" / scan)
         for path in folder.glob("*/*.nii.gz"):
             _link(path, data / "pooled" / path.parent.name / path.name)
         pooled = Split(pooled.labeled + own.labeled, pooled.unlabeled + own.unlabeled, ())
