@@ -300,6 +300,15 @@ def test_what_travels_otherwise_gives_the_same_weights_as_in_folders(
         assert not any(json.loads(str(one["told"]["json"]))["losses"] for one in sent)
 
 
+def test_a_masked_part_of_the_weights_gives_the_same_weights(sites, settings, tmp_path):
+    options = {"share": "heads", "rounds": 2, "iterations": 1}
+    given = [*settings, "method.components=base"]
+    there, _ = lead(sites, tmp_path, given, secure=True, **options)
+    here = api.federate(sites.values(), tmp_path / "here", set=given, quiet=True, **options)
+    for name, value in weights(here).items():
+        torch.testing.assert_close(weights(there)[name], value, rtol=1e-5, atol=1e-5)
+
+
 def test_masked_sums_are_of_changes_with_a_bound_and_sites_count_alike(sites, settings, tmp_path):
     options = {"clip": 0.1, "noise": 1e-9, "iterations": 1}
     given = [*settings, *PRIVATE]
