@@ -5,6 +5,7 @@ site sends an ``Update``, and the new weights are the mean of theirs. Nothing el
 the scores of its validation cases, which have numbers in place of names.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from dcamt.config import ClassCodes, DataConfig, Plan
 from dcamt.data.dataset import Dataset
 from dcamt.data.plan import Fingerprint, StrideOf, make_plan, scheme_of
 from dcamt.errors import InputError
+from dcamt.networks.attention import CrossAttention
+from dcamt.networks.backbone import Backbone
+from dcamt.privacy import DELTA, epsilon
 
 HOUNSFIELD = -1024.0, 3071.0
 """Intensities of CT that a histogram counts, one by one; what lies beyond is counted at its ends.
@@ -27,6 +31,7 @@ _BINS = 4096
 
 
 Strategy = Literal["fedavg", "fedprox", "fedbn"]
+Share = Literal["all", "attention", "heads"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Protocol:
     """What all sites do: in each round so many iterations, then the mean of their weights.
 
     proximal: weight mu of FedProx's term, see ``dcamt.runs.sites``; 0 is FedAvg. secure: weights
-    are masked, so that nobody learns more than their mean.
+    are masked, so that nobody learns more than their mean. clip, noise: bound on what a site
+    changes in a round (L2 norm), and the standard deviation of the noise on the sum of the changes,
+    over that bound; see ``dcamt.privacy``, 0 is without. half: weights travel in half precision.
+    share: the weights that travel; the others stay at each site.
     """
 
     rounds: int
@@ -42,16 +50,34 @@ class Protocol:
     strategy: Strategy = "fedavg"
     proximal: float = 0.0
     secure: bool = False
+    clip: float = 0.0
+    noise: float = 0.0
+    half: bool = False
+    share: Share = "all"
 
     @property
     def total(self) -> int:
         """Iterations of a site in all rounds."""
         return self.rounds * self.iterations
 
+    @property
+    def privacy(self) -> str:
+        """What all rounds together tell of a site, where there is noise; rounded up."""
+        told = math.ceil(100 * epsilon(self.noise, self.rounds)) / 100
+        return f"epsilon {told:.2f} at delta {DELTA:g}"
+
     def __str__(self) -> str:
         proximal = f" with {self.proximal:g}" if self.strategy == "fedprox" else ""
-        masked = ", masked" if self.secure else ""
-        return f"{self.strategy}{proximal}{masked}, {self.rounds} x {self.iterations} iterations"
+        parts = [
+            f"{self.strategy}{proximal}",
+            *(["masked"] if self.secure else []),
+            *(["half precision"] if self.half else []),
+            *([f"{self.share} alone"] if self.share != "all" else []),
+            f"{self.rounds} x {self.iterations} iterations",
+        ]
+        if self.noise:
+            parts.append(f"clip {self.clip:g} and noise {self.noise:g} ({self.privacy})")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -115,8 +141,9 @@ class Ready:
 class Update:
     """What a site sends after its iterations of a round.
 
-    weights: by their names in the method, on the CPU. cases: number of scans that it trains on.
-    losses: each term, iteration by iteration.
+    weights: by their names in the method, on the CPU. cases: how much it counts in the mean: the
+    number of scans that it trains on, or with a bound on its change 1, as that number would tell of
+    its data. losses: each term, iteration by iteration; none with such a bound.
     """
 
     weights: dict[str, Tensor]
@@ -256,11 +283,23 @@ def mean_losses(told: Sequence[tuple[dict[str, list[float]], int]]) -> dict[str,
     """The mean over sites of each term, iteration by iteration, from their losses and scans."""
     names = [name for name in told[0][0] if all(name in losses for losses, _ in told)]
     total = sum(cases for _, cases in told)
-    count = min(len(values) for losses, _ in told for values in losses.values())
+    count = min((len(values) for losses, _ in told for values in losses.values()), default=0)
     return {
         name: [sum(losses[name][i] * cases / total for losses, cases in told) for i in range(count)]
         for name in names
     }
+
+
+def stays(method: nn.Module, protocol: Protocol) -> set[str]:
+    """Names of the weights that stay at each site between the rounds, and are trained there.
+
+    All weights travel once before the first round, so that sites start alike, and once after the
+    last, so that there is a network for others.
+    """
+    own = batch_norm(method) if protocol.strategy == "fedbn" else set()
+    if protocol.share != "all":
+        own |= method.state_dict().keys() - part_of(method, protocol.share)
+    return own
 
 
 def batch_norm(method: nn.Module) -> set[str]:
@@ -269,9 +308,30 @@ def batch_norm(method: nn.Module) -> set[str]:
     Li et al., "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization",
     ICLR 2021.
     """
+    return _within(method, nn.modules.batchnorm._BatchNorm)
+
+
+def part_of(method: nn.Module, share: Literal["attention", "heads"]) -> set[str]:
+    """Names of the weights of all cross-attention, or of the last layer of each backbone.
+
+    With "heads" each site learns features of its own for a head that is the same for all: LG-FedAvg
+    of Liang et al., "Think Locally, Act Globally", 2020.
+    """
+    if share == "attention":
+        return _within(method, CrossAttention)
+    return {
+        f"{name}.head.{key}"
+        for name, module in method.named_modules()
+        if isinstance(module, Backbone)
+        for key in module.head.state_dict()
+    }
+
+
+def _within(method: nn.Module, kind: type[nn.Module]) -> set[str]:
+    """Names of all weights of the modules of a kind."""
     return {
         f"{name}.{key}"
         for name, module in method.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if isinstance(module, kind)
         for key in module.state_dict()
     }

@@ -228,6 +228,12 @@ def test_in_fedbn_every_site_keeps_its_own_batch_norm(sites, federated):
         (["--set", "train.iterations=5"], "train.iterations: --rounds and --iterations say"),
         (["--set", "train.devices=2"], "a federation trains in one process"),
         (["--strategy", "fedbn", "--set", "network.name=segresnet"], "no batch norm"),
+        (["--clip", "1"], "--clip and --noise: give both"),
+        (["--clip", "nan", "--noise", "1"], "--clip nan: give a number above 0"),
+        (["--clip", "1", "--noise", "1"], "such as network.name=segresnet"),
+        (["--clip", "1", "--noise", "1", "--half"], "--half: leave it out with --clip"),
+        (["--clip", "1", "--noise", "1", "--share", "heads"], "--share: leave it out with --clip"),
+        (["--share", "attention", "--method", "vnet"], "method vnet has no cross-attention"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(sites, tmp_path, cli, options, why):
@@ -250,8 +256,9 @@ def test_an_app_for_other_machines_holds_settings_and_no_code_and_no_path_of_a_s
     recipe.write_text('dataset: /secret/scans\nnetwork: {name: "vnet"}\n')
     code, out, _ = cli(
         "federate", "south", "north \"2\"", "east", "--out", "shared", "--app", "app",
-        "--rounds", 3, "--iterations", 7, "--strategy", "fedprox", "--secure", "--seed", 5,
-        "--config", recipe, "--set", "data.patch=[16,16,16]", "--timeout", 90,
+        "--rounds", 3, "--iterations", 7, "--strategy", "fedprox", "--half", "--seed", 5,
+        "--share", "attention", "--config", recipe, "--set", "data.patch=[16,16,16]",
+        "--timeout", 90,
     )  # fmt: skip
     assert (code, out) == (0, "app: app; to start it: flwr run app\n")
     assert [path.name for path in (tmp_path / "app").iterdir()] == ["pyproject.toml"]
@@ -263,8 +270,8 @@ def test_an_app_for_other_machines_holds_settings_and_no_code_and_no_path_of_a_s
     }  # fmt: skip
     assert given == {
         "sites": 'south,north "2",east', "out": str(tmp_path / "shared"), "resume": False,
-        "rounds": 3, "iterations": 7, "strategy": "fedprox", "proximal": 0.01, "secure": True,
-        "timeout": 90.0,
+        "rounds": 3, "iterations": 7, "strategy": "fedprox", "proximal": 0.01, "secure": False,
+        "clip": 0.0, "noise": 0.0, "half": True, "share": "attention", "timeout": 90.0,
     }  # fmt: skip
 
 
@@ -273,6 +280,7 @@ def test_an_app_for_other_machines_holds_settings_and_no_code_and_no_path_of_a_s
     [
         (["a", "b", "--app", "app", "--secure"], "--secure: give at least 3 sites"),
         (["a", "b", "c", "--secure"], "--secure: is for sites on other machines"),
+        (["a", "b", "c", "--app", "app", "--secure", "--half"], "--half: leave it out with"),
         (["a", "a", "--app", "app"], "a: is given twice"),
         (["a/b", "c", "--app", "app"], "a/b: with --app give names of sites"),
         (["a", "b", "--app", "app", "--timeout", "0"], "--timeout 0: give a number"),

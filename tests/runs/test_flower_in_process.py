@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from dcamt import api
 from dcamt.data.phantom import write_phantoms
 from dcamt.errors import InputError
-from dcamt.runs import flower_site
+from dcamt.runs import flower_site, rounds
 from dcamt.runs.flower_messages import as_record, weights_in
 from dcamt.runs.flower_server import server
 from dcamt.runs.flower_site import client
@@ -99,9 +99,7 @@ def kept(tmp_path):
         folder.mkdir()
         folders[node] = folder, folder
         found[node] = changes(sent, shared)
-        save_file(found[node], folder / "changes.safetensors")
-        split = {"labeled": ["a"], "unlabeled": ["b"] * (cases - 1)}
-        (folder / "split.json").write_text(json.dumps(split))
+        save_file(found[node], folder / "changes.safetensors", {"cases": str(cases)})
     return found, Grid(folders)
 
 
@@ -266,6 +264,68 @@ def test_masked_the_weights_are_the_same_but_for_rounding(here, sites, settings,
         torch.testing.assert_close(weights(there)[name], value, rtol=1e-6, atol=1e-6)
     for reply in grid.received:
         assert not any(len(record) for record in reply.content.array_records.values())
+
+
+PRIVATE = ["network.name=segresnet", "network.width=8", "method.components=base"]
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({"half": True, "rounds": 2, "iterations": 1}, ["method.components=base"]),
+        ({"share": "attention", "rounds": 3, "iterations": 1}, []),
+        ({"clip": 0.1, "noise": 1.0, "iterations": 1}, PRIVATE),
+    ],
+    ids=["half precision", "attention alone", "noise"],
+)
+def test_what_travels_otherwise_gives_the_same_weights_as_in_folders(
+    sites, settings, tmp_path, monkeypatch, options, changes
+):
+    monkeypatch.setattr(rounds, "_secret", lambda out: b"the same for both")
+    given, two = [*settings, *changes], dict(list(sites.items())[:2])
+    there, grid = lead(two, tmp_path, given, **options)
+    options = {"rounds": 1, **options}
+    here = api.federate(two.values(), tmp_path / "here", set=given, quiet=True, **options)
+    for name, value in weights(here).items():
+        assert torch.equal(weights(there)[name], value), name
+    sent = [reply.content for reply in grid.received if "weights" in reply.content.array_records]
+    sizes = [one.array_records["weights"]["safetensors"].numpy().nbytes for one in sent]
+    whole = sum(value.nbytes for value in weights(here).values())
+    if "half" in options:
+        assert max(sizes) < 0.7 * whole
+    elif "share" in options:
+        assert max(sizes[:4]) < 0.05 * whole
+        assert min(sizes[4:]) > whole
+    else:
+        assert not any(json.loads(str(one["told"]["json"]))["losses"] for one in sent)
+
+
+def test_a_masked_part_of_the_weights_gives_the_same_weights(sites, settings, tmp_path):
+    options = {"share": "heads", "rounds": 2, "iterations": 1}
+    given = [*settings, "method.components=base"]
+    there, _ = lead(sites, tmp_path, given, secure=True, **options)
+    here = api.federate(sites.values(), tmp_path / "here", set=given, quiet=True, **options)
+    for name, value in weights(here).items():
+        torch.testing.assert_close(weights(there)[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_masked_sums_are_of_changes_with_a_bound_and_sites_count_alike(sites, settings, tmp_path):
+    options = {"clip": 0.1, "noise": 1e-9, "iterations": 1}
+    given = [*settings, *PRIVATE]
+    there, grid = lead(sites, tmp_path, given, secure=True, **options)
+    here = api.federate(
+        sites.values(), tmp_path / "here", rounds=1, set=given, quiet=True, **options
+    )
+    for name, value in weights(here).items():
+        torch.testing.assert_close(weights(there)[name], value, rtol=0, atol=2e-7)
+    told = [
+        json.loads(str(one.content["told"]["json"]))
+        for one in grid.received
+        if "told" in one.content.config_records
+    ]
+    (kept, *_) = found = [one for one in told if isinstance(one, dict) and "largest" in one]
+    assert {*kept["largest"].values()} == {0.1}  # tells nothing of the scans
+    assert [(one["cases"], one["losses"]) for one in found] == 3 * [(1, {})]
 
 
 def test_a_site_that_takes_part_in_masked_sums_alone_sends_no_plain_weights(

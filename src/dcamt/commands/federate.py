@@ -38,6 +38,18 @@ def federate(
     proximal: Annotated[
         float, typer.Option(help="For fedprox: how strongly sites are held together.")
     ] = 0.01,
+    clip: Annotated[
+        float, typer.Option(help="Bound on what a site changes in a round (L2 norm); with --noise.")
+    ] = 0.0,
+    noise: Annotated[
+        float,
+        typer.Option(help="Noise that hides each site (differential privacy), over --clip."),
+    ] = 0.0,
+    half: Annotated[bool, typer.Option("--half", help="Weights travel in half precision.")] = False,
+    share: Annotated[
+        Literal["all", "attention", "heads"],
+        typer.Option(help="Weights that travel; the others stay and are trained at each site."),
+    ] = "all",
     app: Annotated[
         PathLike | None,
         typer.Option(help="Write a Flower app here, for sites on other machines; train nothing."),
@@ -65,6 +77,10 @@ def federate(
     result is an ordinary run folder (docs/federated.md). ``resume`` goes on after the last
     site that was done with its round. Returns the run folder ``out``.
 
+    With ``clip`` and ``noise`` the weights are differentially private for each site: its change in
+    a round is at most ``clip``, all sites count alike, and the sum of their changes gets noise with
+    a standard deviation of ``noise`` times ``clip``.
+
     That is on this machine. ``app`` is a folder for a Flower app instead, by which a server leads
     sites on other machines, and which is returned; ``sites`` are their names, ``out`` is a folder
     of the server. Raises InputError for whatever the user can mend; what exists is never
@@ -78,7 +94,17 @@ def federate(
     named = {"method.name": method, "seed": seed, "device": device}
     resolved = configuration(config, named, set, None)
     proximal = proximal if strategy == "fedprox" else 0.0
-    protocol = Protocol(rounds, iterations, strategy, proximal, secure)
+    protocol = Protocol(
+        rounds,
+        iterations,
+        strategy,
+        proximal,
+        secure,
+        clip=clip,
+        noise=noise,
+        half=half,
+        share=share,
+    )
     given = [sites] if isinstance(sites, str | Path) else list(sites)
     if app is not None:
         if resume:

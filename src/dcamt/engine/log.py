@@ -146,7 +146,8 @@ class TrainingLog:
 
 
 def _numbers(done: Done) -> list[float]:
-    values: list[float] = torch.stack([v.float() for v in done.terms.values()]).tolist()
+    terms = [value.float() for value in done.terms.values()]
+    values: list[float] = torch.stack(terms).tolist() if terms else []
     for name, value in zip(done.terms, values, strict=True):
         if not math.isfinite(value):
             raise InputError(

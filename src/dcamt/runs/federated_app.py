@@ -10,7 +10,7 @@ from dcamt.config import Config
 from dcamt.errors import InputError
 from dcamt.federation import Protocol
 from dcamt.files import refuse_existing, write_text
-from dcamt.runs.rounds import check_protocol
+from dcamt.runs.federated_checks import check_protocol
 
 _PROJECT = '''\
 # Written by `dcamt federate --app`: run it with `flwr run`.
@@ -40,6 +40,10 @@ iterations = {protocol.iterations}
 strategy = "{protocol.strategy}"
 proximal = {proximal}
 secure = {secure}
+clip = {clip}
+noise = {noise}
+half = {half}
+share = "{protocol.share}"
 # Seconds that a site may take to answer.
 timeout = {timeout}
 config = """
@@ -80,6 +84,9 @@ def write_app(
         protocol=protocol,
         proximal=float(protocol.proximal),
         secure=str(protocol.secure).lower(),
+        clip=float(protocol.clip),
+        noise=float(protocol.noise),
+        half=str(protocol.half).lower(),
         timeout=float(timeout),
         config=_escaped(text),
     )

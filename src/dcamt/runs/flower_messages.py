@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dcamt.errors import InputError
 from dcamt.federation import Protocol
+from dcamt.runs.half import halved, restored
 
 APP = "the settings of the app"
 REFUSED = 1000
@@ -30,22 +31,31 @@ class Sent:
 
 @dataclass(frozen=True)
 class Kept(Sent):
-    """What a site tells whose weights are to be masked. largest: the largest change of each."""
+    """What a site tells whose weights are to be masked.
+
+    largest: the largest change of each, or what it can be at most.
+    """
 
     largest: dict[str, FiniteFloat]
 
 
 def protocol_of(given: Mapping[str, Any]) -> Protocol:
     """The protocol among other values."""
-    keys = ("rounds", "iterations", "strategy", "proximal", "secure")
-    return TypeAdapter(Protocol).validate_python({key: given[key] for key in keys})
+    values = {field.name: given[field.name] for field in fields(Protocol)}
+    return TypeAdapter(Protocol).validate_python(values)
 
 
-def as_record(told: Any, weights: Mapping[str, Tensor] | None = None) -> RecordDict:
-    """Values for JSON, and weights, which go as one array: Flower sends each by itself."""
+def as_record(
+    told: Any, weights: Mapping[str, Tensor] | None = None, half: bool = False
+) -> RecordDict:
+    """Values for JSON, and weights, which go as one array: Flower sends each by itself.
+
+    With ``half`` they go in half precision; weights that were rounded to it lose nothing.
+    """
     record = RecordDict({"told": ConfigRecord({"json": json.dumps(told)})})
     if weights is not None:
-        rows = {name: value.contiguous() for name, value in weights.items()}
+        sent = halved(weights) if half else weights
+        rows = {name: value.contiguous() for name, value in sent.items()}
         packed = np.frombuffer(save(rows), np.uint8)
         record["weights"] = ArrayRecord({"safetensors": Array(packed)})
     return record
@@ -56,6 +66,6 @@ def weights_in(content: RecordDict) -> dict[str, Tensor]:
     if "weights" not in content.array_records:
         return {}
     try:
-        return load(content.array_records["weights"]["safetensors"].numpy().tobytes())
-    except (KeyError, TypeError, ValueError, SafetensorError):
+        return restored(load(content.array_records["weights"]["safetensors"].numpy().tobytes()))
+    except (KeyError, RuntimeError, TypeError, ValueError, SafetensorError):
         raise InputError("its weights cannot be read") from None

@@ -155,7 +155,8 @@ class _There:
         sent, nodes = {}, self._nodes()
         for number, name in enumerate(self.names):
             if name in nodes:
-                content = as_record({**told, **asdict(self.protocol), "number": number}, weights)
+                given = {**told, **asdict(self.protocol), "number": number}
+                content = as_record(given, weights, self.protocol.half)
                 sent[name] = Message(content, nodes[name], kind)
         messages = [*sent.values()]
         replies = self.grid.send_and_receive(messages, timeout=self.timeout) if messages else ()

@@ -15,7 +15,8 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dcamt.config import Config, save_config
@@ -23,7 +24,7 @@ from dcamt.data.outputs import refuse_within_dataset
 from dcamt.errors import InputError
 from dcamt.escape import printable
 from dcamt.federation import Update
-from dcamt.files import alone, atomic, read_json
+from dcamt.files import alone, atomic
 from dcamt.records.run_folder import (
     CONFIG,
     RunConfig,
@@ -162,7 +163,8 @@ def _answer_send(node: _Node, message: Message) -> RecordDict:
         raise InputError("--node-config: secure=true; this site sends no weights without --secure")
     with alone(node.folder):
         sent = _train(node, message)
-    return as_record(asdict(Sent(sent.cases, sent.losses)), sent.weights)
+    half = protocol_of(_given(message)).half
+    return as_record(asdict(Sent(sent.cases, sent.losses)), sent.weights, half)
 
 
 def _answer_keep(node: _Node, message: Message) -> RecordDict:
@@ -171,25 +173,25 @@ def _answer_keep(node: _Node, message: Message) -> RecordDict:
         sent = _train(node, message)
         changed = changes(sent.weights, weights_in(message.content))
         with atomic(node.folder / _CHANGES) as temporary:
-            save_file(changed, temporary)
-    return as_record(asdict(Kept(sent.cases, sent.losses, largest(changed))))
+            save_file(changed, temporary, {"cases": str(sent.cases)})
+    clip = protocol_of(_given(message)).clip
+    # A bound on the whole change is one for each value, and tells nothing of the scans.
+    most = dict.fromkeys(changed, clip) if clip else largest(changed)
+    return as_record(asdict(Kept(sent.cases, sent.losses, most)))
 
 
 def _mask(message: Message, context: Context) -> Message:
     """One of the four steps of a masked sum. What was kept for it goes into this one alone."""
-    folder = _node(context).folder
+    path = _node(context).folder / _CHANGES
 
-    def kept() -> dict[str, Tensor]:
-        changed = load_file(folder / _CHANGES)
-        (folder / _CHANGES).unlink()
-        return changed
+    def kept() -> tuple[dict[str, Tensor], int]:
+        with safe_open(path, "pt") as file:
+            changed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            cases = int(file.metadata()["cases"])
+        path.unlink()
+        return changed, cases
 
-    return send_masked(message, context, kept, _cases(folder))
-
-
-def _cases(folder: Path) -> int:
-    split = read_json(folder / "split.json")
-    return len(split["labeled"]) + len(split["unlabeled"])
+    return send_masked(message, context, kept)
 
 
 def _answer_score(node: _Node, message: Message) -> RecordDict:

@@ -97,11 +97,11 @@ def masked_mean(
     most: int,
     timeout: float,
 ) -> tuple[dict[str, Tensor], list[int]]:
-    """The mean of the changes that sites keep, by their numbers of scans, and the nodes in it.
+    """The mean of the changes that sites keep, each counted as it says, and the nodes in it.
 
-    scales: the largest change of each weight at any site, by which it is divided. most: scans of
-    the site with the most of them. timeout: s for an answer. No node is in a sum that did not come
-    about. Each weight comes as a row of its values, float64.
+    scales: the largest change of each weight at any site, by which it is divided. most: how much
+    the site counts that counts most. timeout: s for an answer. No node is in a sum that did not
+    come about. Each weight comes as a row of its values, float64.
     """
     settings = {name: float(scale) for name, scale in scales.items()}
     asked = [(GridClientProxy(n, grid, context.run_id), FitIns(_NOTHING, settings)) for n in nodes]
@@ -127,16 +127,17 @@ _NOTHING = Parameters([], "numpy.ndarray")
 
 
 def send_masked(
-    message: Message, context: Context, kept: Callable[[], Mapping[str, Tensor]], cases: int
+    message: Message, context: Context, kept: Callable[[], tuple[Mapping[str, Tensor], int]]
 ) -> Message:
-    """What a site with so many scans answers to a message of SecAgg+; ``kept``: its changes.
+    """What a site answers to a message of SecAgg+.
 
-    Keys and masks are kept in ``context``, which stays at the site.
+    kept: gives its changes, and how much they count in the mean. Keys and masks are kept in
+    ``context``, which stays at the site.
     """
 
     def plain(message: Message, context: Context) -> Message:
         """For Flower, which masks it in this process."""
-        changed = kept()
+        changed, cases = kept()
         scales = recorddict_to_fitins(message.content, keep_input=True).config
         parts = [
             (changed[name] / (float(scale) or 1.0)).flatten().numpy()

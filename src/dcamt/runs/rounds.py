@@ -4,6 +4,7 @@ It knows the sites by what they tell (``dcamt.federation``), be they folders of 
 (``dcamt.runs.federate``) or hospitals (``dcamt.runs.flower_server``).
 """
 
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,12 +30,22 @@ from dcamt.federation import (
     Summary,
     Update,
     average,
-    batch_norm,
     mean_losses,
     refusal,
+    stays,
 )
-from dcamt.files import alone, read_json, refuse_links, remove_temporary, write_json
+from dcamt.files import (
+    alone,
+    atomic,
+    read_json,
+    read_text,
+    refuse_links,
+    remove_temporary,
+    write_json,
+)
 from dcamt.memory import told_of_memory
+from dcamt.methods.method import Method
+from dcamt.privacy import noisy
 from dcamt.processes import safe_path
 from dcamt.records.run_folder import (
     RunConfig,
@@ -47,6 +58,8 @@ from dcamt.records.scores import CaseScore
 from dcamt.records.summary import CALIBRATION, CaseNumbers
 from dcamt.reporting.report import write_report
 from dcamt.runs.build import build_method, check_trains
+from dcamt.runs.federated_checks import check_protocol, check_travels
+from dcamt.runs.half import rounded
 from dcamt.runs.joining import share_mirroring, share_plan
 from dcamt.runs.resume import refuse_changes
 from dcamt.runs.sites import Outcome
@@ -54,6 +67,8 @@ from dcamt.runs.train import LOWER_TRAINING, WRITTEN, versions_of
 
 KEY = "federation"
 """In versions.json: the protocol, and what each site has."""
+_SECRET = "noise.secret"
+"""In the run folder, until training ends: what the noise is drawn from. It is never sent."""
 
 
 class Sites(Interface):
@@ -126,7 +141,13 @@ def lead(
         ready = sites.prepare(shared)
         shared = share_mirroring(shared, ready)
     check_tracker(shared.train)
-    _check_strategy(shared, protocol)
+    check_travels(shared, protocol)
+    if protocol.noise and not quiet:
+        print(
+            f"privacy of each site in the weights: {protocol.privacy}; docs/federated.md says what "
+            "that does not cover",
+            file=sys.stderr,
+        )
     with alone(out), safe_path():
         if versions is not None:
             refuse_existing_run(out, resume)  # another may have begun while this one planned
@@ -138,28 +159,6 @@ def lead(
         cases = {name: len(one.val) for name, one in ready.items()}
         weights = _train(sites, shared, cases, out, protocol, quiet)
         _finish(sites.finish(weights), shared, out)
-
-
-def check_protocol(config: Config, protocol: Protocol) -> None:
-    """InputError for what does not go together."""
-    if protocol.rounds < 1 or protocol.iterations < 1:
-        raise InputError("--rounds and --iterations: give whole numbers of at least 1")
-    if protocol.proximal < 0:
-        raise InputError(f"--proximal {protocol.proximal:g}: give a number of at least 0")
-    if "iterations" in config.train.model_fields_set:
-        raise InputError("train.iterations: --rounds and --iterations say how many; leave it out")
-    if config.train.devices > 1:
-        raise InputError("train.devices: a federation trains in one process; leave it out")
-
-
-def _check_strategy(config: RunConfig, protocol: Protocol) -> None:
-    with torch.device("meta"):
-        own = batch_norm(build_method(config))
-    if protocol.strategy == "fedbn" and not own:
-        raise InputError(
-            f"--strategy fedbn: backbone {config.network.name} has no batch norm; choose fedavg or "
-            "fedprox"
-        )
 
 
 def _record(ready: Mapping[str, Ready], protocol: Protocol) -> str:
@@ -209,21 +208,24 @@ def _train(
     if last.exists():
         state = checkpoint.load(last, method)
         done, best = state["iteration"], state["best"]
-    shared = {name: value.clone() for name, value in method.state_dict().items()}
-    stays = batch_norm(method) if protocol.strategy == "fedbn" else set()
+    elif protocol.half:
+        method.load_state_dict(rounded(method.state_dict()))
+    shared, own = _weights(method), stays(method, protocol)
     log = TrainingLog(out, protocol.total, done, quiet, tracker=config.train.tracker)
     with log:
         for since in range(done, protocol.total, protocol.iterations):
             until = since + protocol.iterations
             complete = until == protocol.total
-            wanted = {n: v for n, v in shared.items() if complete or n not in stays}
-            updates = _round(sites.train(shared, since), wanted, since, protocol, log)
-            shared |= average(updates)
-            method.load_state_dict(shared)
-            _note_losses(log, updates, config, since)
+            part = {name: value for name, value in shared.items() if name not in own}
+            sent = shared if since == 0 or complete else part
+            wanted = shared if complete else part
+            updates = _round(sites.train(sent, since), wanted, since, protocol, log)
+            method.load_state_dict(shared | _mean(updates, since, protocol, out))
+            shared = _weights(method)
+            _note_losses(log, updates, config, since, protocol.iterations)
             every = config.train.validate_every
             if complete or (every and until // every > since // every):
-                dice = _mean_dice(sites.score(shared), cases)
+                dice = _mean_dice(sites.score({name: shared[name] for name in part}), cases)
                 if dice is not None:
                     log.validation(dice)
                     if len(wanted) == len(shared) and (best is None or dice > best):
@@ -232,7 +234,35 @@ def _train(
                         checkpoint.save(out / "best.safetensors", method, {}, state)
             checkpoint.save(last, method, {}, {"iteration": until, "best": best})
             log.flush()
+    (out / _SECRET).unlink(missing_ok=True)
     return shared
+
+
+def _weights(method: Method) -> dict[str, Tensor]:
+    """A copy of the weights. Of one weight that has two names both values are the same."""
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def _mean(
+    updates: Sequence[Update], since: int, protocol: Protocol, out: Path
+) -> dict[str, Tensor]:
+    """The mean of the sites' weights, with noise or rounded if the protocol says so."""
+    mean = average(updates)
+    if protocol.noise:
+        sites = sum(update.cases for update in updates)  # each counts as one
+        deviation = protocol.noise * protocol.clip / sites
+        mean = noisy(mean, deviation, _secret(out), since // protocol.iterations + 1)
+    return rounded(mean) if protocol.half else mean
+
+
+def _secret(out: Path) -> bytes:
+    """What the noise of this run is drawn from, made in its first round."""
+    path = out / _SECRET
+    if not path.exists():
+        with atomic(path) as temporary:
+            temporary.touch(0o600)
+            temporary.write_text(secrets.token_hex(32))
+    return read_text(path).encode()
 
 
 def _round(
@@ -263,11 +293,16 @@ def _round(
 
 
 def _note_losses(
-    log: TrainingLog, updates: Sequence[Update], config: RunConfig, since: int
+    log: TrainingLog, updates: Sequence[Update], config: RunConfig, since: int, iterations: int
 ) -> None:
-    """Add the mean over the sites of each term to the log, iteration by iteration."""
+    """Add the mean over the sites of each term to the log, iteration by iteration.
+
+    Sites that tell no losses leave a row for each iteration without any.
+    """
     means = mean_losses([(update.losses, update.cases) for update in updates])
-    for step, values in enumerate(zip(*means.values(), strict=True)):
+    for step, values in enumerate(
+        zip(*means.values(), strict=True) if means else [()] * iterations
+    ):
         terms = {name: torch.tensor(value) for name, value in zip(means, values, strict=True)}
         rate = learning_rate(config.train, since + step)
         log.add(Done(since + step + 1, rate, terms, ()))

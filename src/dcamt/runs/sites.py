@@ -6,7 +6,7 @@ state of its optimisers, its log, the segmentations of its validation cases.
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +22,17 @@ from dcamt.engine.precision import use_float32_where_needed
 from dcamt.engine.signals import Interrupted
 from dcamt.engine.trainer import Done, Trainer
 from dcamt.errors import InputError
-from dcamt.federation import Protocol, Update, batch_norm
+from dcamt.federation import Protocol, Update, stays
 from dcamt.files import read_text
 from dcamt.inference.predict import SUMMARY
 from dcamt.inference.validate import mean_dice
 from dcamt.methods.method import Method
+from dcamt.privacy import clipped
 from dcamt.records.run_folder import RunConfig
 from dcamt.records.scores import CaseScore, read_scores
 from dcamt.records.summary import CaseNumbers, read_numbers
 from dcamt.runs.build import build_method
+from dcamt.runs.half import rounded
 from dcamt.runs.plan import Planned
 from dcamt.runs.train import make_batches, segment_validation
 from dcamt.types import IGNORE
@@ -89,25 +91,28 @@ def train_round(
     """
     config, until = site.planned.config, since + protocol.iterations
     method = build_method(config)
+    own = stays(method, protocol)
     batches = make_batches(site.planned, method, site.planned.split.unlabeled, instead=IGNORE)
     trainer = Trainer(method, batches, config.train, fabric)
     if site.last.exists():
         trainer.load(site.last)
     if trainer.iteration != until:
-        _take(method, shared, protocol)
+        _take(method, shared, own if since else set())
         trainer.iteration = since
         use_float32_where_needed(method, lambda: batches[since], fabric)
         if protocol.proximal:
-            _hold_back(trainer, protocol.proximal)
+            _hold_back(trainer, protocol.proximal, own)
         _train(trainer, site.folder, until, stop)
         trainer.save(site.last, None)
-    own = _own(method, protocol) if until < protocol.total else set()
     weights = {
         name: value.detach().to("cpu", copy=True)
         for name, value in method.state_dict().items()
-        if name not in own
+        if until == protocol.total or name not in own
     }
-    return Update(weights, site.cases, _losses(site.folder / "log.csv", since, until))
+    if protocol.clip:
+        return Update(clipped(weights, shared, protocol.clip), 1, {})
+    losses = _losses(site.folder / "log.csv", since, until)
+    return Update(rounded(weights) if protocol.half else weights, site.cases, losses)
 
 
 def _train(trainer: Trainer, folder: Path, until: int, stop: Sequence[int]) -> None:
@@ -126,36 +131,31 @@ def _train(trainer: Trainer, folder: Path, until: int, stop: Sequence[int]) -> N
             raise InputError(f"the weight {name} is not finite; lower train.learning_rate")
 
 
-def _hold_back(trainer: Trainer, mu: float) -> None:
+def _hold_back(trainer: Trainer, mu: float, own: Set[str]) -> None:
     """Add FedProx's ``mu / 2 ||w - w_shared||^2`` to the loss of every optimiser.
+
+    ``own`` names the weights that stay at the site, which are not held back.
 
     Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, equation 2. Its
     gradient is added before each step; the weights are now those that all sites share.
     """
     start = {
         parameter: parameter.detach().clone()
-        for optimizer in trainer.optimizers.values()
-        for group in optimizer.param_groups
-        for parameter in group["params"]
+        for name, parameter in trainer.method.named_parameters()
+        if name not in own
     }
 
     def pull(optimizer: Optimizer, *given: object) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter in start and parameter.grad is not None:
                     parameter.grad.add_(parameter.detach() - start[parameter], alpha=mu)
 
     for optimizer in trainer.optimizers.values():
         optimizer.register_step_pre_hook(pull)
 
 
-def _own(method: Method, protocol: Protocol) -> set[str]:
-    """Names of the weights that a site keeps for itself."""
-    return batch_norm(method) if protocol.strategy == "fedbn" else set()
-
-
-def _take(method: Method, shared: Mapping[str, Tensor], protocol: Protocol) -> None:
-    own = _own(method, protocol)
+def _take(method: Method, shared: Mapping[str, Tensor], own: Set[str]) -> None:
     weights = {name: value for name, value in shared.items() if name not in own}
     method.load_state_dict(weights, strict=False)
 
@@ -174,11 +174,12 @@ def _losses(log: Path, since: int, until: int) -> dict[str, list[float]]:
 
 
 def own_network(site: Site, shared: Mapping[str, Tensor], protocol: Protocol) -> Method:
-    """The network of a site: the shared weights, in FedBN with its own batch norm."""
+    """The network of a site: the shared weights, and those that stay there."""
     method = build_method(site.planned.config)
-    if _own(method, protocol) and site.last.exists():
+    own = stays(method, protocol)
+    if own and site.last.exists():
         checkpoint.load(site.last, method)
-    _take(method, shared, protocol)
+    _take(method, shared, own)
     return method
 
 
