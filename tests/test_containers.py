@@ -65,6 +65,7 @@ def training(phantoms: Path, out: Path, tiny: list[str]) -> list[object]:
     return ["train", phantoms, "--splits", phantoms / "splits.json", "--out", out, *sets]
 
 
+@pytest.mark.slow
 def test_a_user_id_without_a_name(nobody, place, tiny) -> None:
     """As a container runs it: no entry in /etc/passwd, no USER, no HOME."""
     data, out = place / "data", place / "run"
@@ -79,6 +80,7 @@ def test_a_user_id_without_a_name(nobody, place, tiny) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_home_the_variable_of_the_cache_is_named(nobody, place, tiny):
     arguments = training(place / "data", place / "run", tiny)
     unset = {"DCAMT_CACHE": None, "XDG_CACHE_HOME": None}
@@ -90,6 +92,7 @@ def test_without_a_home_the_variable_of_the_cache_is_named(nobody, place, tiny):
     )
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_to(phantoms, tiny, tmp_path) -> None:
     (tmp_path / "home").write_text("a file")
     home: dict[str, str | None] = {"HOME": str(tmp_path / "home"), "DCAMT_CACHE": None}
@@ -131,6 +134,7 @@ def test_a_terminal_that_lacks_characters_gets_others(phantoms, tmp_path, encodi
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_without_shared_memory_workers_are_refused_in_a_sentence(nobody, place, tiny):
     arguments = training(place / "data", place / "run", [*tiny, "train.workers=1"])
     script = 'umount --lazy /dev/shm && exec "$@"'

@@ -164,6 +164,7 @@ def test_without_mlflow_one_sentence_before_anything_is_written(
 
 
 @needs_mlflow
+@pytest.mark.slow
 def test_nothing_is_reported_over_the_network(tiny_run, tmp_path):
     """A fresh process, which nothing marks as a test, asks for no address."""
     run = shutil.copytree(tiny_run, tmp_path / "run")

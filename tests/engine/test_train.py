@@ -358,6 +358,7 @@ def test_a_signal_ends_the_iteration_saves_and_leaves(start, number, code):
     assert_equal(whole / "last.safetensors", run / "last.safetensors")
 
 
+@pytest.mark.slow
 def test_the_command_leaves_with_the_code_of_its_signal(phantoms, tmp_path, tiny):
     """SIGTERM, as a batch system sends it: exit code 143; then Ctrl-C on the resumed run: 130."""
     run = tmp_path / "run"

@@ -112,7 +112,9 @@ def test_the_method_stays_trainable_and_as_it_was():
 
 
 @needs_openvino
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "dca-mt")) for n in METHODS]
+)
 @pytest.mark.parametrize("windows", [1, pytest.param(6, marks=pytest.mark.slow)])
 def test_openvino_gives_the_same_probabilities(name, windows):
     method = trained(name)

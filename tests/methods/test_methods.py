@@ -142,7 +142,10 @@ def test_uneven_batches_are_fine(name, build, plain_update, make_batch) -> None:
     assert all(torch.isfinite(term) for term in terms.values())
 
 
-@every_method
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("bcp", "dca-mt"))) for n in METHODS],
+)
 def test_thirty_iterations_lower_the_supervised_loss(name, build, plain_update, batch) -> None:
     # Adam's rate is a method's own, and too low for so few iterations.
     own_rate = "learning_rate" in METHODS[name].Config.model_fields

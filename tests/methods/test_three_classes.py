@@ -27,7 +27,10 @@ class PowerCut(Exception):
     """Ends a training as nothing else would."""
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("dca-mt", "sassnet"))) for n in METHODS],
+)
 def test_a_method_trains_resumes_and_predicts(name, data, tmp_path, tiny, monkeypatch) -> None:
     kind, batches = METHODS[name], []
     step = kind.step

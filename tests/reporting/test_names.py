@@ -128,6 +128,7 @@ def test_the_report_holds_names_and_no_more(run, data):
     assert f"Licence of the data: {LICENCE_READ}" in html.unescape(page)
 
 
+@pytest.mark.slow
 def test_a_comparison_holds_names_and_no_more(data, tiny, tmp_path, cli):
     out = tmp_path / "out"
     sets = [part for value in tiny if not value.startswith("method.") for part in ("--set", value)]

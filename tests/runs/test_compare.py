@@ -231,7 +231,9 @@ def test_a_run_folder_is_refused(phantoms, tiny_run, tmp_path):
     assert not (run / "runs").exists()
 
 
-@pytest.mark.parametrize("layout", ["the literature's", "listed"])
+@pytest.mark.parametrize(
+    "layout", ["the literature's", pytest.param("listed", marks=pytest.mark.slow)]
+)
 def test_test_cases_whose_files_all_have_one_name(data, settings, tmp_path, layout):
     papers, listed = tmp_path / "papers", {}
     for image in (data / "imagesTr").iterdir():

@@ -57,7 +57,14 @@ def record(run):
     return json.loads((run / "versions.json").read_text()).get("init")
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "link", "exported", "part"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "folder",
+        "file",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("link", "exported", "part")),
+    ],
+)
 def test_weights_come_from_whatever_dcamt_wrote(trained, tmp_path, kind):
     first = trained("first")
     given, expected = first, kernels(first)
@@ -225,6 +232,7 @@ def test_another_backbone_is_one_sentence(cli, phantoms, pretrained, tmp_path, t
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_starts_every_run_from_it(cli, phantoms, pretrained, tmp_path, settings):
     out = tmp_path / "out"
     command = ["compare", phantoms, "--out", out, "--methods", "vnet", "--seeds", "1",

@@ -119,6 +119,7 @@ def test_made_fast_it_predicts_the_same(run) -> None:
     assert predictor.live > 3 * SMALLEST[run.name][0]  # maps of full resolution and width
 
 
+@pytest.mark.slow
 def test_openvino_gives_the_same_probabilities(run) -> None:
     config, method = load_run(run)
     try:
@@ -131,6 +132,7 @@ def test_openvino_gives_the_same_probabilities(run) -> None:
     torch.testing.assert_close(predictor.branches(window), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of TorchScript, which is no longer developed
 def test_torchscript_gives_the_same_probabilities(run, tmp_path) -> None:
     (model,) = dcamt.export(run, tmp_path / "bundle", format="bundle")

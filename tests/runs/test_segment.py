@@ -124,7 +124,7 @@ def test_prediction_loads_neither_monai_nor_fabric(tiny_run, scans, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_ends_it_in_one_sentence_and_leaves_nothing_half_done(
     tiny_run, scans, tmp_path, jobs
 ):

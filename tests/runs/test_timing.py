@@ -7,6 +7,8 @@ from dcamt.runs.timing import cost_table, measure
 
 PATCH = (16, 32, 16)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def costs():

@@ -70,6 +70,7 @@ def work(planned):
     return within._work(planned.config)
 
 
+@pytest.mark.slow
 def test_a_faster_machine_trains_more(sized, smallest):
     speeds = (0.1, 0.5, 1, 4, 16, 64, 256, 1e6)
     found = [sized(3600, smallest * speed) for speed in speeds]
