@@ -30,7 +30,7 @@ def mean_dice(
 def dice_of(
     predictor: Predictor, cases: Sequence[Prepared], plan: Plan, settings: PredictConfig
 ) -> float:
-    """The same of what is ready to predict."""
+    """The Dice of ``mean_dice``, for a predictor that is ready."""
     classes = len(plan.classes)
     several = dist.is_available() and dist.is_initialized()
     process, processes = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)

@@ -300,9 +300,8 @@ def _note_losses(
     Sites that tell no losses leave a row for each iteration without any.
     """
     means = mean_losses([(update.losses, update.cases) for update in updates])
-    for step, values in enumerate(
-        zip(*means.values(), strict=True) if means else [()] * iterations
-    ):
+    rows = zip(*means.values(), strict=True) if means else [()] * iterations
+    for step, values in enumerate(rows):
         terms = {name: torch.tensor(value) for name, value in zip(means, values, strict=True)}
         rate = learning_rate(config.train, since + step)
         log.add(Done(since + step + 1, rate, terms, ()))
