@@ -87,7 +87,11 @@ def test_it_resumes_to_the_same_weights(run, phantoms, tmp_path, monkeypatch) ->
                 phantoms, tmp_path / "run", method="mean-teacher",
                 splits=phantoms / "splits.json", set=settings(run.name, 2), quiet=True,
             )  # fmt: skip
-    dcamt.train(phantoms, tmp_path / "run", resume=True, quiet=True)
+    # As a comparison asks again: what it left to the backbone is null there.
+    network = {"name": run.name, "width": SMALLEST[run.name][0], "size": None}
+    asked = tmp_path / "asked.yaml"
+    asked.write_text(yaml.safe_dump({"network": network}))
+    dcamt.train(phantoms, tmp_path / "run", config=asked, resume=True, quiet=True)
     expected = load_file(run / "last.safetensors")
     found = load_file(tmp_path / "run" / "last.safetensors")
     assert expected.keys() == found.keys()

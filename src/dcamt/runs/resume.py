@@ -4,14 +4,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dcamt.config import Config, MethodConfig
+from dcamt.config import Config, MethodConfig, NetworkConfig
 from dcamt.data.dataset import read_dataset
 from dcamt.data.prepare import prepare
 from dcamt.data.split import Labels, choose_split, hide_labels
 from dcamt.errors import InputError
 from dcamt.files import same_folder
 from dcamt.records.run_folder import CONFIG, read_config, read_split
-from dcamt.runs.build import resolve_method
+from dcamt.runs.build import resolve_method, resolve_network
 from dcamt.runs.plan import Planned
 
 _CHOSEN = ("train.augment.flip", "train.augment.rotate")
@@ -67,6 +67,10 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
         given = MethodConfig.model_validate({**method, "name": kept.method.name})
         resolved = resolve_method(given).model_dump(mode="json")
         values["method"] = {key: resolved[key] for key in method}
+    if network := values.get("network", {}):  # null stands for the backbone's own sizes
+        named = NetworkConfig.model_validate({"name": kept.network.name, **network})
+        resolved = resolve_network(named).model_dump(mode="json")
+        values["network"] = {key: resolved[key] for key in network}
     compare(values, kept.model_dump(mode="json"), "")
 
 
