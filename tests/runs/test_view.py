@@ -4,6 +4,8 @@ import csv
 import http.client
 import json
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -114,6 +116,16 @@ def test_answers_are_kept_by_nobody_and_framed_by_nobody(tiny_run):
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
         connection.close()
         assert server.server_address[0] == "127.0.0.1"
+
+
+def test_a_browser_that_leaves_early_is_no_error(tiny_run, capfd):
+    with running(show([tiny_run])) as server:
+        left = socket.create_connection(("127.0.0.1", server.server_port))
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        left.sendall(b"GET / HTTP/1.1\r\n")
+        left.close()  # reset, not ended
+        assert ask(server, f"/{server.secret}/")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

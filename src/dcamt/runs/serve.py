@@ -5,6 +5,7 @@ import json
 import re
 import secrets
 import signal
+import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,11 @@ class Server(ThreadingHTTPServer):
     address: str
     secret: str
     answers: Callable[[str, str], tuple[str, bytes] | None]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that left before it had its answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def make_server(
