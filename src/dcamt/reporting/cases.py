@@ -27,12 +27,14 @@ def read_case(
     case = next((case for case in dataset.cases if case.name == name), None)
     if case is None or case.label is None:
         raise InputError(f"{dataset.root}: has no labelled case {name} any more")
-    scan, image = case.images[0], read_image(case.images)
-    reference = aligned(image, read_label(case.label), scan, case.label)
+    scan, image = case.images[0], read_image(case.images, ordered=False)
+    reference = aligned(image, read_label(case.label, ordered=False), scan, case.label)
     found = []
     for folder in folders:
         path = segmentation_in(folder, name)
-        found.append(aligned(image, read_label(path), scan, path, "segmentation").array)
+        found.append(
+            aligned(image, read_label(path, ordered=False), scan, path, "segmentation").array
+        )
     return image, reference.array, found
 
 
@@ -44,7 +46,7 @@ def read_uncertainty(image: Volume, scan: Path, folder: Path, name: str) -> Arra
     path = segmentation_in(folder / UNCERTAINTY, f"{name}_entropy")
     if not path.is_file():
         return None
-    return aligned(image, read_image([path]), scan, path, "uncertainty").array[0]
+    return aligned(image, read_image([path], ordered=False), scan, path, "uncertainty").array[0]
 
 
 def has_uncertainty(folder: Path) -> bool:

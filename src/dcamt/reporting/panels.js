@@ -72,7 +72,18 @@ function colours(scan) {
   return image(file, "overlay");
 }
 
-const image = (file, name) => window.niivue.NVImage.new(file.buffer, `${name}.nii`, "gray", 1);
+// NiiVue would look at every voxel for the darkest and the brightest; all files hold 0 to 255.
+function rangeOfHeader() {
+  const { scl_slope: slope, scl_inter: intercept } = this.hdr;
+  this.cal_min = this.robust_min = this.global_min = intercept;
+  this.cal_max = this.robust_max = this.global_max = intercept + 255 * slope;
+}
+
+function image(file, name) {
+  const { NVImage } = window.niivue;
+  NVImage.prototype.calMinMax = rangeOfHeader;
+  return NVImage.new(file.buffer, `${name}.nii`, "gray", 1);
+}
 
 function setVolumes(drawn, volumes) {
   drawn.volumes = volumes;
@@ -80,6 +91,7 @@ function setVolumes(drawn, volumes) {
   drawn.overlays = volumes.slice(1);
 }
 
+// A new case on its way to the graphics card.
 async function fill(panel, files) {
   const header = headerOf(files.scan);
   const prediction = voxels(files[`prediction-${panel.number}`]), reference = voxels(files.reference);
@@ -87,8 +99,6 @@ async function fill(panel, files) {
   Object.assign(panel, header, codesOf(prediction, reference, header.size));
   Object.assign(panel, { prediction, reference, doubt, scan: voxels(files.scan) });
   const scan = await image(files.scan, "scan");
-  scan.cal_min = header.intercept;
-  scan.cal_max = header.intercept + 255 * header.slope;
   const labelled = prediction || reference || doubt;
   panel.overlay = labelled ? await colours(files.scan) : null;
   panel.surface = null;
@@ -96,18 +106,33 @@ async function fill(panel, files) {
   setVolumes(panel.planes, labelled ? [scan, panel.overlay] : [scan]);
   setVolumes(panel.solid, []);
   panel.solid.drawScene();
-  paint(panel, true);
+  if (labelled) panel.overlay.img = coloured(panel, false);
+  panel.planes.isBusy = true; // drawn once, when the slices are chosen
+  panel.planes.updateGLVolume();
+  panel.planes.isBusy = false;
+  panel.stale = true;
 }
 
-// New colours for what is loaded; a fresh scan goes to the graphics card too.
-function paint(panel, fresh) {
+// New colours for what is loaded.
+function paint(panel) {
   const { planes, overlay } = panel;
-  if (overlay) overlay.img = coloured(panel, false);
-  if (fresh) planes.updateGLVolume();
-  else if (overlay) planes.refreshLayers(overlay, 1);
+  if (overlay) {
+    overlay.img = coloured(panel, false);
+    planes.refreshLayers(overlay, 1);
+  }
   planes.drawScene();
   panel.stale = true;
   paintSolid(panel);
+}
+
+// Until all that was asked of a canvas is on it.
+async function finished({ gl }) {
+  const fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+  gl.flush();
+  while (gl.getSyncParameter(fence, gl.SYNC_STATUS) !== gl.SIGNALED) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  gl.deleteSync(fence);
 }
 
 // The structures in 3D, a moment later: the slices come first, and a slider is not held up.

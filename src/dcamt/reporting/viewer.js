@@ -132,7 +132,7 @@ function repaint() {
   if (state.painting) return;
   state.painting = requestAnimationFrame(() => {
     state.painting = 0;
-    for (const panel of state.panels) if (panel.size) paint(panel, false);
+    for (const panel of state.panels) if (panel.size) paint(panel);
   });
 }
 
@@ -266,7 +266,11 @@ async function openCase(index, again) {
     const thinned = step.some((s) => s > 1);
     say(thinned ? `Shown at ${step.map((s) => (s > 1 ? `1/${s}` : "full")).join(" × ")} resolution, as the scan is large.` : "", true);
     goHome(state.panels[0]);
-    byId("viewer").dataset.shown = one.name;
+    for (const panel of state.panels) {
+      await finished(panel.planes);
+      paintSolid(panel);
+    }
+    if (state.at === index) byId("viewer").dataset.shown = one.name;
   } catch (error) {
     say(`This case cannot be shown: ${error.message}`);
   }

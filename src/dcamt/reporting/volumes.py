@@ -65,10 +65,8 @@ def pack(layers: Layers, whole: bool = False, limit: int = VOXELS) -> bytes:
     spacing = np.linalg.norm(layers.affine[:3, :3], axis=0)
     box: Box = (slice(None), slice(None), slice(None))
     if present and not whole:
-        mask = np.zeros(layers.scan.shape, bool)
-        for array in present.values():
-            mask |= array > 0
-        box = view_box(mask, spacing)
+        masks = [array > 0 for array in present.values()]
+        box = view_box(np.logical_or.reduce(masks) if len(masks) > 1 else masks[0], spacing)
     bounds = [s.indices(n)[:2] for s, n in zip(box, layers.scan.shape, strict=True)]
     start, stop = zip(*bounds, strict=True)
     step = _step(np.subtract(stop, start), spacing, limit)

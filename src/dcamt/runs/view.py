@@ -195,8 +195,8 @@ def _scan_of(name: str, scans: Mapping[str, Case]) -> Case:
 
 def _read_scan(images: Sequence[Path], segmentation: Path | None, name: str) -> Layers:
     with ThreadPoolExecutor() as pool:  # most of a large scan's time is decompression
-        reading = pool.submit(read_image, images[:1])
-        label = None if segmentation is None else read_label(segmentation)
+        reading = pool.submit(read_image, images[:1], ordered=False)
+        label = None if segmentation is None else read_label(segmentation, ordered=False)
         image = reading.result()
     if segmentation is None or label is None:
         return Layers(image.array[0], image.affine, None, [], [])

@@ -107,7 +107,7 @@ def inflate(path: Path, data: bytes, size: int) -> bytes:
     Raises InputError for a stream that is damaged or holds less.
     """
     damaged = InputError(f"{path}: the compressed data are damaged; copy or export it again")
-    content = bytearray()
+    parts, left = list[bytes](), size
     stream = zlib.decompressobj(wbits=47)  # gzip or zlib, told apart by their first bytes
     try:
         for start in range(0, len(data), _PIECE):
@@ -117,13 +117,14 @@ def inflate(path: Path, data: bytes, size: int) -> bytes:
                     piece = piece.lstrip(b"\0")
                     stream = zlib.decompressobj(wbits=47) if piece else stream
                 part = stream.decompress(piece) if piece else b""
-                content += part[: size - len(content)]
+                parts.append(part[:left])
+                left -= len(parts[-1])
                 piece = stream.unused_data if piece else b""
     except zlib.error:
         raise damaged from None
-    if not stream.eof or len(content) != size:
+    if not stream.eof or left:
         raise damaged
-    return bytes(content)
+    return b"".join(parts)
 
 
 def beside(header: Path, name: str) -> Path:
