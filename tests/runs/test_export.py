@@ -40,6 +40,16 @@ def test_they_segment_as_the_run_does(exported, tiny_run, phantoms, tmp_path):
     np.testing.assert_allclose(found[1], found[0], atol=5e-3)
 
 
+def test_what_was_handed_on_is_handed_on_again(exported, tmp_path):
+    out, _ = exported
+    api.export(out, tmp_path / "again", megabytes=0.25)
+    again = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert again == {path.name: path.read_bytes() for path in out.iterdir()}
+    about = api.export(out, tmp_path / "bundle", format="bundle")[0].parents[1]
+    metadata = json.loads((about / "configs" / "metadata.json").read_text())
+    assert "The weights were made from the data that the model card names" in json.dumps(metadata)
+
+
 def test_nothing_of_the_data_is_handed_on(exported, tiny_run, phantoms):
     out, _ = exported
     content = b"".join(path.read_bytes() for path in out.iterdir())

@@ -109,7 +109,7 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
         "## Limits",
         _limits(runs, plan.classes),
         "## Licence",
-        _licence("the data above", markdown(licence)),
+        _licence("the data that the model card names", markdown(licence)),
     ]
     return "\n\n".join(parts) + "\n"
 

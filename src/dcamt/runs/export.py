@@ -9,7 +9,14 @@ from typing import Literal, get_args
 from dcamt.config import config_text
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
-from dcamt.files import atomic, holds, read_json, refuse_existing, remove_temporary
+from dcamt.files import (
+    atomic,
+    holds,
+    read_json,
+    read_text,
+    refuse_existing,
+    remove_temporary,
+)
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
 from dcamt.records.summary import CALIBRATION, read_calibration
@@ -41,13 +48,13 @@ def export_run(
     if format not in get_args(Format):
         raise InputError(f"format {format!r} is unknown; choose {', '.join(get_args(Format))}")
     config, method = load_run(run, weights)
-    card = model_card([run], weights)
+    card, licence = _card_and_licence(run, weights)
     if format == "onnx":
         files = onnx_files(config, method, card)
     elif format == "openvino":
         files = openvino_files(run, config, method, card)
     elif format == "bundle":
-        files = bundle_files(config, method, card, licence_note(run))
+        files = bundle_files(config, method, card, licence)
     else:
         files = _halves(run, weights, config, method, card, int(1e6 * megabytes))
     _refuse_others(out, files)
@@ -56,6 +63,15 @@ def export_run(
         with atomic(out / name) as temporary:
             temporary.write_bytes(content)
     return [out / name for name in files if name.endswith(_OF_WEIGHTS)]
+
+
+def _card_and_licence(run: Path, weights: str) -> tuple[str, str]:
+    """The model card, and what binds those who use the weights; an exported folder holds both."""
+    written = run / "card.md"
+    if written.is_file() and not (run / "split.json").is_file():
+        card = read_text(written)
+        return card, card.rpartition("## Licence")[2].strip()
+    return model_card([run], weights), licence_note(run)
 
 
 def _halves(

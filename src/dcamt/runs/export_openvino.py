@@ -91,12 +91,12 @@ def _windows(planned: Planned) -> Iterator[torch.Tensor]:
     used = [case for case in planned.ready if case.name in (*split.labeled, *split.unlabeled)]
     rng = np.random.default_rng(config.seed)
     for number in range(_WINDOWS):
-        image = torch.from_numpy(np.array(used[number % len(used)].image))
-        image, _ = pad_to(image, config.plan.patch)
-        sizes = zip(image.shape[1:], config.plan.patch, strict=True)
-        low = [int(rng.integers(0, n - side + 1)) for n, side in sizes]
-        place = (slice(a, a + side) for a, side in zip(low, config.plan.patch, strict=True))
-        yield image[:, *place][None]
+        image, patch = used[number % len(used)].image, config.plan.patch
+        sizes = [*zip(image.shape[1:], patch, strict=True)]
+        low = [int(rng.integers(0, max(n, side) - side + 1)) for n, side in sizes]
+        place = (slice(a, a + side) for a, (_, side) in zip(low, sizes, strict=True))
+        window, _ = pad_to(torch.from_numpy(np.array(image[:, *place])), patch)
+        yield window[None]
 
 
 def _judged(planned: Planned) -> tuple[list[Prepared], str]:
