@@ -13,6 +13,8 @@ from dcamt import escape
 from dcamt.reporting.style import INK, LINE, MUTED, WIDTH, new_figure, style
 
 _BINS = 400  # points a curve keeps, so that long runs stay small files
+_PANEL = 2.25  # inches, as the space around each panel
+_LEFT, _RIGHT, _ABOVE, _BELOW = 0.65, 0.15, 0.45, 0.5
 _LAST = ("learning_rate", "val_dice")
 
 
@@ -27,7 +29,13 @@ def plot_curves(log: Mapping[str, NDArray[np.float64]]) -> Figure:
     names = _names(log)
     columns = 3
     rows = max(1, math.ceil(len(names) / columns))
-    figure = new_figure(WIDTH, 2.25 * rows)
+    figure = new_figure(WIDTH, _PANEL * rows, fitted=False)
+    wide = (WIDTH - _LEFT * columns - _RIGHT) / columns
+    high = (_PANEL * rows - _ABOVE * rows - _BELOW) / rows
+    figure.subplots_adjust(
+        left=_LEFT / WIDTH, right=1 - _RIGHT / WIDTH, wspace=_LEFT / wide,
+        top=1 - _ABOVE / _PANEL / rows, bottom=_BELOW / _PANEL / rows, hspace=_ABOVE / high,
+    )  # fmt: skip
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes in grid[len(names) :]:
         axes.remove()

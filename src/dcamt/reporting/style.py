@@ -11,6 +11,7 @@ from typing import Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -21,9 +22,13 @@ LINE = "#0072b2"
 WIDTH = 11.0  # inches
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches, apart from pyplot."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+def new_figure(width: float, height: float, fitted: bool = True) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches, apart from pyplot.
+
+    Its axes are ``fitted`` to what stands around them, which takes as long as drawing them.
+    """
+    layout = "constrained" if fitted else None
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -43,9 +48,13 @@ def style(axes: Axes) -> None:
 def data_uri(figure: Figure, kind: Literal["svg", "png"]) -> str:
     """The figure as a `data:` address to put into an HTML image element."""
     buffer = io.BytesIO()
-    # A fixed salt and no date: the same run gives the same bytes.
+    # By the canvas: `Figure.savefig` draws everything twice. A fixed salt and no date: the same
+    # run gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "dcamt"}):
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
+        if kind == "svg":
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        else:
+            figure.set_dpi(110)
+            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     mime = "image/svg+xml" if kind == "svg" else "image/png"
     return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
