@@ -129,7 +129,7 @@ function paint(panel) {
 async function finished({ gl }) {
   const fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
   gl.flush();
-  while (gl.getSyncParameter(fence, gl.SYNC_STATUS) !== gl.SIGNALED) {
+  while (!gl.isContextLost() && gl.getSyncParameter(fence, gl.SYNC_STATUS) !== gl.SIGNALED) {
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   gl.deleteSync(fence);
