@@ -193,7 +193,7 @@ def write_csv(looks: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def draw(shown: dict[str, tuple[list[dict[str, Any]], Any]], path: Path) -> None:
     """Pseudo-label Dice, disagreement, and the weighted losses of the last method."""
-    figure = Figure(figsize=(14, 3.8), layout="constrained")
+    figure = Figure(figsize=(14, 3.8 + 0.2 * len(shown)), layout="constrained")
     quality, apart, losses = figure.subplots(1, 3)
     for colour, (name, (looks, _)) in zip(COLOURS, shown.items(), strict=False):
         at = [look["iteration"] for look in looks]
@@ -203,18 +203,18 @@ def draw(shown: dict[str, tuple[list[dict[str, Any]], Any]], path: Path) -> None
                 quality.plot(at, [look[key] for look in looks], style, color=colour, label=label)
         if "differ" in looks[0]:
             apart.plot(at, [look["differ"] for look in looks], color=colour, label=name)
-    quality.set_title("Dice on unlabelled cases (%)\nsolid: mean; dotted, dashed: branches")
+    quality.set_title("Dice on unlabelled cases (%)\nsolid: mean; dotted: branch 1; dashed: 2")
     apart.set_title("voxels on which branches differ\n(% of foreground)")
     last = list(shown)[-1]
     for term, (at, values) in shown[last][1].items():
         losses.plot(at, values, label=term.replace("_", " "))
-    losses.set_title(f"{last}: each loss times its weight")
+    losses.set_title("each loss times its weight" + "\n(last of the methods)" * (len(shown) > 1))
     losses.set_yscale("symlog", linthresh=0.01)
     for axes in (quality, apart, losses):
         axes.set_xlabel("iteration")
         axes.grid(color="#eceff2")
-    for axes in (quality, apart):
-        axes.legend(fontsize=7, frameon=False)
+    # Names with options are long.
+    figure.legend(*quality.get_legend_handles_labels(), loc="outside lower left", frameon=False)
     losses.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
 
