@@ -27,8 +27,9 @@ def new_figure(width: float, height: float, fitted: bool = True) -> Figure:
 
     Its axes are ``fitted`` to what stands around them, which takes as long as drawing them.
     """
-    layout = "constrained" if fitted else None
-    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    figure = Figure(
+        figsize=(width, height), layout="constrained" if fitted else None, facecolor="white"
+    )
     FigureCanvasAgg(figure)
     return figure
 
