@@ -9,14 +9,7 @@ from typing import Literal, get_args
 from dcamt.config import config_text
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
-from dcamt.files import (
-    atomic,
-    holds,
-    read_json,
-    read_text,
-    refuse_existing,
-    remove_temporary,
-)
+from dcamt.files import atomic, holds, read_json, read_text, refuse_existing, remove_temporary
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
 from dcamt.records.summary import CALIBRATION, read_calibration

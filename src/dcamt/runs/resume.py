@@ -67,7 +67,7 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
         given = MethodConfig.model_validate({**method, "name": kept.method.name})
         resolved = resolve_method(given).model_dump(mode="json")
         values["method"] = {key: resolved[key] for key in method}
-    if network := values.get("network", {}):  # null stands for the backbone's own sizes
+    if network := values.get("network"):  # null stands for the backbone's own sizes
         named = NetworkConfig.model_validate({"name": kept.network.name, **network})
         resolved = resolve_network(named).model_dump(mode="json")
         values["network"] = {key: resolved[key] for key in network}
