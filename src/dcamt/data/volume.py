@@ -65,9 +65,9 @@ class Volume:
 def read_image(paths: Sequence[Path], series: int | None = None, ordered: bool = True) -> Volume:
     """Read an image: one file per channel, one file of all channels, or a folder of DICOM slices.
 
-    Returns (C, X, Y, Z) float32 along the axes of the first file, in C order, or in the file's own
-    order where it need not be ``ordered``: a large scan takes half the time then. ``series`` says
-    which one of several in a DICOM folder, from 1. Raises InputError for files that cannot be read,
+    Returns (C, X, Y, Z) float32 along the axes of the first file, in C order. If it need not be
+    ``ordered``, it stays in the order of the file, which takes half the time. ``series`` says which
+    one of several in a DICOM folder, from 1. Raises InputError for files that cannot be read,
     are not volumes, hold NaN or infinite values, or do not share one grid.
     """
     volumes = []

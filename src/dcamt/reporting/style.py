@@ -25,7 +25,7 @@ WIDTH = 11.0  # inches
 def new_figure(width: float, height: float, fitted: bool = True) -> Figure:
     """An empty figure of ``width`` x ``height`` inches, apart from pyplot.
 
-    Its axes are ``fitted`` to what stands around them, which takes as long as drawing them.
+    If it is ``fitted``, the axes leave room for all text. This takes as long as drawing.
     """
     figure = Figure(
         figsize=(width, height), layout="constrained" if fitted else None, facecolor="white"

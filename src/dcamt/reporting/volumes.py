@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import nibabel as nib
@@ -65,8 +66,7 @@ def pack(layers: Layers, whole: bool = False, limit: int = VOXELS) -> bytes:
     spacing = np.linalg.norm(layers.affine[:3, :3], axis=0)
     box: Box = (slice(None), slice(None), slice(None))
     if present and not whole:
-        masks = [array > 0 for array in present.values()]
-        box = view_box(np.logical_or.reduce(masks) if len(masks) > 1 else masks[0], spacing)
+        box = view_box(reduce(np.logical_or, (a > 0 for a in present.values())), spacing)
     bounds = [s.indices(n)[:2] for s, n in zip(box, layers.scan.shape, strict=True)]
     start, stop = zip(*bounds, strict=True)
     step = _step(np.subtract(stop, start), spacing, limit)

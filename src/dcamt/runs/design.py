@@ -10,7 +10,7 @@ from dcamt.config import Config, MethodConfig, load_config
 from dcamt.data.dataset import Dataset
 from dcamt.data.split import Split, choose_split
 from dcamt.errors import InputError
-from dcamt.runs.build import check_trains, resolve_method, resolve_network
+from dcamt.runs.build import check_trains, resolve_method
 
 BASELINE = "vnet"
 """With few labels the start, with all labels the end of the gap that a method may close."""
@@ -152,7 +152,7 @@ def list_runs(
         raise InputError("--labeled all trains the ceiling alone; add a number, e.g. 8,all")
     unplanned = {"plan"} if config.plan is None else None
     ceiling = next((row for row in rows if row.name == BASELINE), parse_rows(BASELINE)[0])
-    place, network = dataset.root.resolve(), resolve_network(config.network)
+    place = dataset.root.resolve()
     runs = []
     for seed in range(design.seeds):
         for c in cases:
@@ -160,7 +160,7 @@ def list_runs(
                 options = shared if row.method.name == config.method.name else {}
                 values = {"name": row.method.name, **options, **row.method.options}
                 method = resolve_method(MethodConfig.model_validate(values))
-                told = {"dataset": place, "seed": seed, "network": network, "method": method}
+                told = {"dataset": place, "seed": seed, "method": method}
                 # Dumped, so that every value counts as set when a run is held against it.
                 whole = config.model_copy(update=told).model_dump(mode="json", exclude=unplanned)
                 folder = out / "runs" / f"{_file_part(row.name)}-{c.name}-labels-seed{seed}"
