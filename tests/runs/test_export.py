@@ -45,6 +45,7 @@ def test_what_was_handed_on_is_handed_on_again(exported, tmp_path):
     api.export(out, tmp_path / "again", megabytes=0.25)
     again = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     assert again == {path.name: path.read_bytes() for path in out.iterdir()}
+    assert api.card(out) == (out / "card.md").read_text()
     about = api.export(out, tmp_path / "bundle", format="bundle")[0].parents[1]
     metadata = json.loads((about / "configs" / "metadata.json").read_text())
     assert "The weights were made from the data that the model card names" in json.dumps(metadata)

@@ -20,10 +20,12 @@ def card(
     """Print a model card in Markdown: data, protocol, figures, limits, licence.
 
     From Python it is returned. It is the card of a run, or of several that differ in their seed
-    alone; ``weights`` are the ones handed on with it. Raises InputError for a folder that is no
-    finished run, and for runs of different settings or splits.
+    alone; ``weights`` are the ones handed on with it. A folder that ``export`` wrote has its card
+    already. Raises InputError for a folder that is no finished run, and for runs of different
+    settings or splits.
     """
-    from dcamt.runs.card import model_card
+    from dcamt.runs.card import card_handed_on, model_card
 
-    several = [runs] if isinstance(runs, str | Path) else runs
-    return model_card([Path(run) for run in several], weights)
+    folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
+    handed_on = card_handed_on(folders[0]) if len(folders) == 1 else None
+    return handed_on or model_card(folders, weights)

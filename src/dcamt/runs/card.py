@@ -11,6 +11,7 @@ from dcamt.config import NetworkConfig
 from dcamt.errors import InputError
 from dcamt.escape import markdown, printable
 from dcamt.evaluation.statistics import metrics_of, over_seeds
+from dcamt.files import read_text
 from dcamt.records.finished_run import FinishedRun, SplitPart, read_run
 from dcamt.records.run_folder import read_config
 from dcamt.records.scores import Scores, Summary, class_summary
@@ -112,6 +113,12 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
         _licence("the data that the model card names", markdown(licence)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def card_handed_on(folder: Path) -> str | None:
+    """The card that lies in a folder of ``dcamt export``, as it is; None for any other folder."""
+    card = folder / "card.md"
+    return read_text(card) if card.is_file() and not (folder / "split.json").is_file() else None
 
 
 def licence_note(folder: Path) -> str:

@@ -9,12 +9,12 @@ from typing import Literal, get_args
 from dcamt.config import config_text
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
-from dcamt.files import atomic, holds, read_json, read_text, refuse_existing, remove_temporary
+from dcamt.files import atomic, holds, read_json, refuse_existing, remove_temporary
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
 from dcamt.records.summary import CALIBRATION, read_calibration
 from dcamt.runs.build import load_run
-from dcamt.runs.card import licence_note, model_card
+from dcamt.runs.card import card_handed_on, licence_note, model_card
 from dcamt.runs.export_bundle import bundle_files
 from dcamt.runs.export_onnx import onnx_files
 from dcamt.runs.export_openvino import openvino_files
@@ -60,9 +60,7 @@ def export_run(
 
 def _card_and_licence(run: Path, weights: str) -> tuple[str, str]:
     """The model card, and what binds those who use the weights; an exported folder holds both."""
-    written = run / "card.md"
-    if written.is_file() and not (run / "split.json").is_file():
-        card = read_text(written)
+    if card := card_handed_on(run):
         return card, card.rpartition("## Licence")[2].strip()
     return model_card([run], weights), licence_note(run)
 
