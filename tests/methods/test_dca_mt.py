@@ -9,19 +9,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcamt.losses.alignment import intra_inter, mmd
+from dcamt.losses.alignment import intra_inter, items, mmd
 from dcamt.losses.consistency import distillation
 from dcamt.losses.overlap import dice_ce, one_hot
 from dcamt.methods import dca_mt
-from dcamt.methods.dca_mt import DCAMT, items
+from dcamt.methods.dca_mt import DCAMT
 from dcamt.networks.vnet import STRIDE
 from dcamt.ops.mix import random_box
 from dcamt.types import IGNORE, Batch, Progress
 
 SUPERVISED = {"supervised_teacher", "supervised_student"}
 ALIGNMENT = {"mmd", "intra", "inter"}
-DISTILLATION = {"to_student", "to_teacher"}
-WEIGHTS = {"mmd": 1.1, "intra": 0.6, "inter": 0.2, "to_student": 0.9, "to_teacher": 0.4}
+DISTILLATION = {"to_student", "to_teacher", "review"}
+WEIGHTS = {
+    "mmd": 1.1,
+    "intra": 0.6,
+    "inter": 0.2,
+    "to_student": 0.9,
+    "to_teacher": 0.4,
+    "review": 0.7,
+}
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -80,6 +87,7 @@ def test_terms_are_the_equations_on_both_branches(
         "compare": compare,
         "targets": "soft",
         "paste": 0,
+        "review": 0,
         "foreground_share": 0.2,
         "temperature": 2.0,
         "bandwidths": [0.5, 2.0],
@@ -137,7 +145,7 @@ def test_mixed_patches_lie_within_labelled_ones_and_learn_from_the_unmixed(
     seed, boxes, build, plain_update, batch
 ) -> None:
     batch.inside_u[0, 0, :4, 0] = False
-    options = {"components": "mutual", "paste": 0.5, "boxes": boxes, "targets": "soft"}
+    options = {"components": "mutual", "paste": 0.5, "boxes": boxes, "targets": "soft", "review": 0}
     method = build(DCAMT, **options).train()
     torch.manual_seed(seed)
     drawn = [random_box((32, 16, 16), 0.5, torch.device("cpu")) for _ in range(2)]
@@ -169,6 +177,43 @@ def test_mixed_patches_lie_within_labelled_ones_and_learn_from_the_unmixed(
     for name, value in expected.items():
         torch.testing.assert_close(found[name].detach(), value, rtol=1e-4, atol=1e-6)
     assert expected["to_student"] > 0
+
+
+@pytest.mark.parametrize("paste", [0.0, 0.67])
+def test_where_the_branches_differ_each_has_a_second_look(
+    paste, build, plain_update, batch
+) -> None:
+    """Voxel by voxel: the label where one is known, else what the other branch says unmixed."""
+    method = build(DCAMT, components="mutual", paste=paste).train()
+    with torch.no_grad():  # so that they differ in many places, not in all
+        method.pair.teacher.head.weight.neg_()
+    torch.manual_seed(2)
+    taken = method._patches(batch)
+    with torch.no_grad():
+        logits_t, logits_s, _, _ = method.pair(taken.image_t, taken.image_s)
+    clean_t, clean_s = taken.clean or (logits_t[2:], logits_s[2:])
+    expected = 0.0
+    for logits, other in ((logits_s, clean_t), (logits_t, clean_s)):
+        p, errors = logits.softmax(1), []
+        for b, x, y, z in (logits_t.argmax(1) != logits_s.argmax(1)).nonzero().tolist():
+            label = int(taken.label[b, x, y, z])
+            if label == IGNORE and b >= 2 and taken.learn[b - 2, x, y, z]:
+                label = int(other[b - 2, :, x, y, z].argmax())
+            if label != IGNORE:
+                errors.append((1 - float(p[b, label, x, y, z])) ** 2)  # both classes are off alike
+        expected += sum(errors) / len(errors)
+        assert 0 < len(errors) < taken.label.numel()
+    torch.manual_seed(2)
+    found = method.step(batch, Progress(5, 10), plain_update(method))
+    assert found["review"].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_branches_that_agree_have_nothing_to_review(build, plain_update, batch) -> None:
+    method = build(DCAMT, components="mutual").train()
+    with torch.no_grad():
+        for branch in (method.pair.teacher, method.pair.student):
+            branch.head.bias.copy_(torch.tensor([1e4, 0.0]))
+    assert method.step(batch, Progress(5, 10), plain_update(method))["review"].item() == 0
 
 
 @pytest.mark.parametrize(
@@ -351,7 +396,7 @@ def test_each_direction_of_distillation_moves_its_learner_only(
     to_student, build, plain_update, weights, batch
 ) -> None:
     weight = {"to_student": float(to_student), "to_teacher": float(not to_student)}
-    method = build(DCAMT, components="mutual", **weight).train()
+    method = build(DCAMT, components="mutual", review=0, **weight).train()
     batch.label_l.fill_(IGNORE)  # no supervision: only distillation is left
     before, update = weights(method), plain_update(method)
     method.step(batch, Progress(900, 1000), update)

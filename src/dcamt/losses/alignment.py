@@ -10,6 +10,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def items(
+    teacher: Tensor,
+    student: Tensor,
+    voxels: Tensor,
+    stride: tuple[int, int, int],
+    units: str,
+    share: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Feature rows ``(N, D)`` of both branches and their classes ``(N,)``.
+
+    ``teacher``, ``student``: ``(B, D, x, y, z)``; ``voxels``: one-hot classes ``(B, K, X, Y, Z)``.
+    ``tokens``: one item per bottleneck voxel; its class is the most frequent foreground class if
+    that fills at least ``share`` of the known voxels below, else background; a token with nothing
+    known below is left out. ``samples``: one item per patch, features pooled, class the most
+    frequent foreground class present, else background (the paper's reading).
+    """
+    if units == "samples":
+        foreground = voxels[:, 1:].sum((2, 3, 4))
+        classes = torch.where(foreground.sum(1) > 0, foreground.argmax(1) + 1, 0)
+        return teacher.float().mean((2, 3, 4)), student.float().mean((2, 3, 4)), classes
+    votes = F.avg_pool3d(voxels, stride).movedim(1, -1).flatten(0, 3)
+    known = votes.sum(1)
+    most, foreground = votes[:, 1:].max(1)
+    classes = torch.where((most > 0) & (most >= share * known), foreground + 1, 0)
+    seen = (known > 0).nonzero().squeeze(1)  # once: a GPU waits for it
+
+    def rows(features: Tensor) -> Tensor:
+        return features.float().movedim(1, -1).flatten(0, 3)[seen]
+
+    return rows(teacher), rows(student), classes[seen]
+
+
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """``|x_i - y_j|^2``, ``(N, M)``; in float32 even under autocast, where it would cancel out."""
     with torch.autocast(x.device.type, enabled=False):

@@ -10,10 +10,11 @@ doi 10.1371/journal.pone.0352358. One iteration, on labelled patches l and unlab
     L        = L_sup(T) + L_sup(S) + ramp (L_feat + L_mutual)
 
 Where the paper is silent or contradicts itself, both readings are options of ``Config``, and the
-default is the one that measured better (docs/tried.md). Three defaults leave the paper: a branch
+default is the one that measured better (docs/tried.md). Four defaults leave the paper: a branch
 learns the other's most probable class (``targets``), it sees unlabelled patches with labelled ones
-around them (``paste``), and L_intra and L_inter compare means (``compare``). The paper's own
-reading is ``targets=soft to_student=1.0 to_teacher=0.3 paste=0 compare=pairs``.
+around them (``paste``), voxels on which the branches differ count more (``review``), and L_intra
+and L_inter compare means (``compare``). The paper's own reading is
+``targets=soft to_student=1.0 to_teacher=0.3 paste=0 review=0 compare=pairs``.
 """
 
 import math
@@ -21,14 +22,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from dcamt.config import BackboneConfig
 from dcamt.errors import InputError
-from dcamt.losses.alignment import intra_inter, mmd
-from dcamt.losses.consistency import distillation
+from dcamt.losses.alignment import intra_inter, items, mmd
+from dcamt.losses.consistency import distillation, softmax_mse
 from dcamt.losses.overlap import dice_ce, one_hot, pseudo_label
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.attention import CrossAttention
@@ -55,9 +55,10 @@ class DCAMT(Method):
     class Config(Section):
         """Options; the paper's symbols in brackets.
 
-        Beyond the paper, and part of the distillation, are ``targets=hard``, mixed patches (from
-        ``paste`` to ``around``), ``strong`` views and ``confidence``. Targets always come from the
-        patch itself, without mixing and strong changes. So each branch also looks at that patch.
+        Beyond the paper, and part of the distillation, are ``targets=hard``, ``review``, mixed
+        patches (from ``paste`` to ``around``), ``strong`` views and ``confidence``. Targets always
+        come from the patch itself, without mixing and strong changes. So each branch also looks at
+        that patch.
         """
 
         components: Literal["base", "loss", "cross-attention", "mutual", "all"] = "all"
@@ -100,6 +101,8 @@ class DCAMT(Method):
         """Share of the run after which the late decay holds."""
         targets: Literal["soft", "hard"] = "hard"
         """`soft`: KL divergence, as in the paper. `hard`: the other's most probable class."""
+        review: float = 2.0
+        """Weight of the squared error on voxels that the branches name differently; 0: none."""
         paste: Fraction = 0.67
         """Share of each side that an unlabelled patch keeps as a box; 0 mixes nothing."""
         boxes: PositiveInt = 1
@@ -163,11 +166,11 @@ class DCAMT(Method):
         loss = terms["supervised_teacher"] + terms["supervised_student"]
         ramp = at.ramp(c.ramp)
         # What each branch says of the unlabelled voxels, which the other learns.
-        teacher_says, student_says = x.clean or (logits_t[n:].detach(), logits_s[n:].detach())
-        teacher_picks = pseudo_label(teacher_says, self._sure(teacher_says, x.learn))
+        says_t, says_s = x.clean or (logits_t[n:].detach(), logits_s[n:].detach())
+        sure_t, sure_s = (self._sure(says, x.learn) for says in (says_t, says_s))
+        picks_t, picks_s = pseudo_label(says_t, sure_t), pseudo_label(says_s, sure_s)
         if "alignment" in self.uses:
-            label = torch.where(x.label[n:] == IGNORE, teacher_picks, x.label[n:])
-            votes = one_hot(torch.cat([batch.label_l, label]), self.pair.student.classes)
+            votes = one_hot(x.label_with(picks_t), self.pair.student.classes)
             stride = self.pair.student.stride
             t, s, found = items(features_t, features_s, votes, stride, c.units, c.foreground_share)
             terms["mmd"] = mmd(t, s, c.bandwidths)
@@ -179,17 +182,20 @@ class DCAMT(Method):
             )
         if "distillation" in self.uses:
             if c.targets == "soft":
-                sure_t, sure_s = (self._sure(s, x.learn) for s in (teacher_says, student_says))
-                to_student = distillation(logits_s[n:], teacher_says, sure_t, c.temperature)
-                to_teacher = distillation(logits_t[n:], student_says, sure_s, c.temperature)
+                terms["to_student"] = distillation(logits_s[n:], says_t, sure_t, c.temperature)
+                terms["to_teacher"] = distillation(logits_t[n:], says_s, sure_s, c.temperature)
             else:
-                to_student = dice_ce(logits_s[n:], teacher_picks)
-                student_picks = pseudo_label(student_says, self._sure(student_says, x.learn))
-                to_teacher = dice_ce(logits_t[n:], student_picks)
-            terms["to_student"], terms["to_teacher"] = to_student, to_teacher
+                terms["to_student"] = dice_ce(logits_s[n:], picks_t)
+                terms["to_teacher"] = dice_ce(logits_t[n:], picks_s)
             loss = loss + ramp * (
                 c.to_student * terms["to_student"] + c.to_teacher * terms["to_teacher"]
             )
+            if c.review:
+                differ = logits_t.argmax(1) != logits_s.argmax(1)
+                terms["review"] = error_at(differ, logits_s, x.label_with(picks_t)) + error_at(
+                    differ, logits_t, x.label_with(picks_s)
+                )
+                loss = loss + ramp * c.review * terms["review"]
         update(loss)
         if c.teacher != "gradient":
             late = at.iteration >= c.ema_switch * at.iterations
@@ -258,6 +264,14 @@ class DCAMT(Method):
         )
 
 
+def error_at(differ: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+    """Mean squared error of ``(B, K, X, Y, Z)`` where ``differ`` holds and ``label`` is known.
+
+    Song and Wang, "SDCL", MICCAI 2024: what is worth a second look is where two learners differ.
+    """
+    return softmax_mse(logits, one_hot(label, logits.shape[1]), differ & (label != IGNORE))
+
+
 def _asked(backbone: BackboneConfig | None) -> dict[str, Any]:
     return {} if backbone is None else backbone.model_dump()
 
@@ -317,29 +331,7 @@ class _Patches:
     learn: Tensor  # (U, X, Y, Z), the unlabelled voxels, on which the branches teach each other
     clean: tuple[Tensor, Tensor] | None = None  # what both branches say of the patches unmixed
 
-
-def items(
-    teacher: Tensor, student: Tensor, voxels: Tensor, stride: Stride, units: str, share: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Feature rows ``(N, D)`` of both branches and their classes ``(N,)``.
-
-    ``teacher``, ``student``: ``(B, D, x, y, z)``; ``voxels``: one-hot classes ``(B, K, X, Y, Z)``.
-    ``tokens``: one item per bottleneck voxel; its class is the most frequent foreground class if
-    that fills at least ``share`` of the known voxels below, else background; a token with nothing
-    known below is left out. ``samples``: one item per patch, features pooled, class the most
-    frequent foreground class present, else background (the paper's reading).
-    """
-    if units == "samples":
-        foreground = voxels[:, 1:].sum((2, 3, 4))
-        classes = torch.where(foreground.sum(1) > 0, foreground.argmax(1) + 1, 0)
-        return teacher.float().mean((2, 3, 4)), student.float().mean((2, 3, 4)), classes
-    votes = F.avg_pool3d(voxels, stride).movedim(1, -1).flatten(0, 3)
-    known = votes.sum(1)
-    most, foreground = votes[:, 1:].max(1)
-    classes = torch.where((most > 0) & (most >= share * known), foreground + 1, 0)
-    seen = (known > 0).nonzero().squeeze(1)  # once: a GPU waits for it
-
-    def rows(features: Tensor) -> Tensor:
-        return features.float().movedim(1, -1).flatten(0, 3)[seen]
-
-    return rows(teacher), rows(student), classes[seen]
+    def label_with(self, picks: Tensor) -> Tensor:
+        """``label`` with ``picks`` (U, X, Y, Z) where none is known in the last U patches."""
+        known, partly = self.label[: -len(picks)], self.label[-len(picks) :]
+        return torch.cat([known, torch.where(partly == IGNORE, picks, partly)])
