@@ -183,7 +183,7 @@ def test_mixed_patches_lie_within_labelled_ones_and_learn_from_the_unmixed(
 def test_where_the_branches_differ_each_has_a_second_look(
     paste, build, plain_update, batch
 ) -> None:
-    """Voxel by voxel: the label where one is known, else what the other branch says unmixed."""
+    """Voxel by voxel: the label where one is known, else what both say of the unmixed patch."""
     method = build(DCAMT, components="mutual", paste=paste).train()
     with torch.no_grad():  # so that they differ in many places, not in all
         method.pair.teacher.head.weight.neg_()
@@ -191,18 +191,20 @@ def test_where_the_branches_differ_each_has_a_second_look(
     taken = method._patches(batch)
     with torch.no_grad():
         logits_t, logits_s, _, _ = method.pair(taken.image_t, taken.image_s)
-    clean_t, clean_s = taken.clean or (logits_t[2:], logits_s[2:])
-    expected = 0.0
-    for logits, other in ((logits_s, clean_t), (logits_t, clean_s)):
+    said_t, said_s = (z.argmax(1) for z in taken.clean or (logits_t[2:], logits_s[2:]))
+    expected, guessed = 0.0, 0
+    for logits in (logits_t, logits_s):
         p, errors = logits.softmax(1), []
         for b, x, y, z in (logits_t.argmax(1) != logits_s.argmax(1)).nonzero().tolist():
             label = int(taken.label[b, x, y, z])
-            if label == IGNORE and b >= 2 and taken.learn[b - 2, x, y, z]:
-                label = int(other[b - 2, :, x, y, z].argmax())
+            place = (b - 2, x, y, z)
+            if label == IGNORE and b >= 2 and taken.learn[place] and said_t[place] == said_s[place]:
+                label, guessed = int(said_t[place]), guessed + 1
             if label != IGNORE:
                 errors.append((1 - float(p[b, label, x, y, z])) ** 2)  # both classes are off alike
         expected += sum(errors) / len(errors)
         assert 0 < len(errors) < taken.label.numel()
+    assert (guessed > 0) == (paste > 0)  # without mixing they see nothing but the plain patch
     torch.manual_seed(2)
     found = method.step(batch, Progress(5, 10), plain_update(method))
     assert found["review"].item() == pytest.approx(expected, rel=1e-3)

@@ -192,9 +192,9 @@ class DCAMT(Method):
             )
             if c.review:
                 differ = logits_t.argmax(1) != logits_s.argmax(1)
-                terms["review"] = error_at(differ, logits_s, x.label_with(picks_t)) + error_at(
-                    differ, logits_t, x.label_with(picks_s)
-                )
+                label = x.label_with(picks_t.masked_fill(picks_t != picks_s, IGNORE))
+                error_t, error_s = (error_at(differ, z, label) for z in (logits_t, logits_s))
+                terms["review"] = error_t + error_s
                 loss = loss + ramp * c.review * terms["review"]
         update(loss)
         if c.teacher != "gradient":
