@@ -192,6 +192,7 @@ class DCAMT(Method):
             )
             if c.review:
                 differ = logits_t.argmax(1) != logits_s.argmax(1)
+                # If they also differed on the plain patch, they would only change sides.
                 label = x.label_with(picks_t.masked_fill(picks_t != picks_s, IGNORE))
                 error_t, error_s = (error_at(differ, z, label) for z in (logits_t, logits_s))
                 terms["review"] = error_t + error_s
