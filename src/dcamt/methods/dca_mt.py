@@ -102,7 +102,7 @@ class DCAMT(Method):
         targets: Literal["soft", "hard"] = "hard"
         """`soft`: KL divergence, as in the paper. `hard`: the other's most probable class."""
         review: float = 2.0
-        """Weight of the squared error on voxels that the branches name differently; 0: none."""
+        """Weight of the squared error where the branches differ (as in sdcl.py); 0: none."""
         paste: Fraction = 0.67
         """Share of each side that an unlabelled patch keeps as a box; 0 mixes nothing."""
         boxes: PositiveInt = 1
@@ -194,8 +194,9 @@ class DCAMT(Method):
                 differ = logits_t.argmax(1) != logits_s.argmax(1)
                 # If they also differed on the plain patch, they would only change sides.
                 label = x.label_with(picks_t.masked_fill(picks_t != picks_s, IGNORE))
-                error_t, error_s = (error_at(differ, z, label) for z in (logits_t, logits_s))
-                terms["review"] = error_t + error_s
+                target, where = one_hot(label, logits_s.shape[1]), differ & (label != IGNORE)
+                of_teacher = softmax_mse(logits_t, target, where)
+                terms["review"] = of_teacher + softmax_mse(logits_s, target, where)
                 loss = loss + ramp * c.review * terms["review"]
         update(loss)
         if c.teacher != "gradient":
@@ -263,14 +264,6 @@ class DCAMT(Method):
             learn,
             (said(clean_t), said(clean_s)),
         )
-
-
-def error_at(differ: Tensor, logits: Tensor, label: Tensor) -> Tensor:
-    """Mean squared error of ``(B, K, X, Y, Z)`` where ``differ`` holds and ``label`` is known.
-
-    Song and Wang, "SDCL", MICCAI 2024: what is worth a second look is where two learners differ.
-    """
-    return softmax_mse(logits, one_hot(label, logits.shape[1]), differ & (label != IGNORE))
 
 
 def _asked(backbone: BackboneConfig | None) -> dict[str, Any]:
