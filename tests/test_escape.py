@@ -44,6 +44,7 @@ def test_markdown_shows_the_name_and_nothing_else(name):
     assert html.unescape(re.search("<h1>T (.*)</h1>", page)[1]) == shown
     assert html.unescape(re.search("<p>It is (.*), so.</p>", page)[1]) == shown
     assert len(re.findall("<(?!/)", page)) == 11  # heading, table, paragraph
+    assert escape.plain(text) == shown
 
 
 def test_ordinary_names_stay_as_they_are():

@@ -5,6 +5,7 @@ every medium some characters are orders: to a terminal, to Markdown, to a spread
 takes plain text and returns what shows that text. HTML is escaped by its template.
 """
 
+import html
 import re
 
 _MARKDOWN = re.compile(r"[\\`*\[\]{}#]|(?<![^\W_])_|_(?![^\W_])")
@@ -43,6 +44,11 @@ def markdown(text: str) -> str:
     """
     escaped = _MARKDOWN.sub(r"\\\g<0>", printable(text))
     return re.sub("<(?! )|[&>|$~]", lambda found: _ENTITIES[found[0]], escaped)
+
+
+def plain(text: str) -> str:
+    """The text that ``markdown`` was given, from what it returned."""
+    return html.unescape(re.sub(r"\\(.)", r"\1", text))
 
 
 def latex(text: str) -> str:

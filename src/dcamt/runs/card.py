@@ -17,6 +17,7 @@ from dcamt.records.run_folder import read_config
 from dcamt.records.scores import Scores, Summary, class_summary
 from dcamt.reporting.values import DASH, heading, with_spread
 from dcamt.runs.build import build_method, check_segments
+from dcamt.runs.export_bundle import MODEL
 from dcamt.runs.init import KEY
 from dcamt.runs.rounds import KEY as FEDERATION
 from dcamt.runs.teacher import KEY as TEACHER
@@ -117,8 +118,11 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
 
 def card_handed_on(folder: Path) -> str | None:
     """The card that lies in a folder of ``dcamt export``, as it is; None for any other folder."""
-    card = folder / "card.md"
-    return read_text(card) if card.is_file() and not (folder / "split.json").is_file() else None
+    if (folder / "split.json").is_file():  # a run
+        return None
+    is_bundle = (folder / MODEL).is_file()
+    card = folder / ("docs/README.md" if is_bundle else "card.md")
+    return read_text(card) if card.is_file() else None
 
 
 def licence_note(folder: Path) -> str:

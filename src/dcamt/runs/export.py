@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from dcamt.config import config_text
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
+from dcamt.escape import plain
 from dcamt.files import atomic, holds, read_json, refuse_existing, remove_temporary
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
@@ -61,7 +62,7 @@ def export_run(
 def _card_and_licence(run: Path, weights: str) -> tuple[str, str]:
     """The model card, and what binds those who use the weights; an exported folder holds both."""
     if card := card_handed_on(run):
-        return card, card.rpartition("## Licence")[2].strip()
+        return card, plain(card.rpartition("## Licence")[2].strip())
     return model_card([run], weights), licence_note(run)
 
 
