@@ -14,12 +14,12 @@ from typing import Any
 from dcamt.engine.signals import Interrupted, catch_signals
 from dcamt.errors import InputError
 from dcamt.files import alone, append, holds, read_text, write_text
-from dcamt.processes import child_environment
+from dcamt.processes import child_environment, cores
 
 NNUNET = "2.8.1"
 DATA = "Dataset001_Rival"
 TRAINER = Path(__file__).with_name("nnunet_trainer.py")
-CORES = os.cpu_count() or 1
+CORES = cores()
 PROCESSES = min(4, max(1, CORES // 2))
 """In which nnU-Net prepares scans; each takes seconds to start."""
 INSTALLED = "installed.txt"

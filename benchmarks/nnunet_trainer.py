@@ -46,6 +46,9 @@ class TimedTrainer(nnUNetTrainer):
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.device.type == "cpu" and hasattr(os, "sched_getaffinity"):
+            # nnU-Net starts a thread for each core of the machine, also where it may use fewer.
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.seconds, self.seed = float(os.environ["RIVAL_SECONDS"]), int(os.environ["RIVAL_SEED"])
         self.num_val_iterations_per_epoch = 0
         self.save_every = 1

@@ -19,8 +19,8 @@ epoch is trained again; the lost time does not count.
 nnU-Net mirrors patches in training and in prediction. Where classes are told by the side on which
 they lie, try `--no-mirroring` (nnU-Net's own nnUNetTrainerNoMirroring). `--spacing X Y Z` sets the
 spacing in mm that nnU-Net plans for; the scans that it gets stay as they are. The left atrium of
-docs/results.md needs `--spacing 1.25 1.25 1.25`. nnU-Net uses all cores. It is not compiled
-(nnUNet_compile=f).
+docs/results.md needs `--spacing 1.25 1.25 1.25`. nnU-Net uses all cores. On Linux, `taskset -c 0`
+before the command gives it one. It is not compiled (nnUNet_compile=f).
 
 Rows of ours, for the same time on the same machine (`validation.json` in each run has the figures):
 

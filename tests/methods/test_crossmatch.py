@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from dcamt.config import TrainConfig
-from dcamt.losses.overlap import dice_ce
+from dcamt.losses.overlap import dice_ce, one_hot
 from dcamt.methods import crossmatch
-from dcamt.methods.crossmatch import CrossMatch, certain_label, sides
+from dcamt.methods.crossmatch import CrossMatch, agreement, certain_label, sides
 from dcamt.networks.vnet import VNet
 from dcamt.types import IGNORE, Progress
 
@@ -226,6 +226,18 @@ def test_three_classes_and_a_single_unlabelled_patch(plain_update, make_batch) -
     terms = method.step(make_batch(2, 1), HALFWAY, plain_update(method))
     assert all(torch.isfinite(term) for term in terms.values())
     assert terms["certain"] > 0
+
+
+def test_dice_is_of_the_foreground_of_two_classes_and_of_each_of_three() -> None:
+    torch.manual_seed(0)
+    label = torch.tensor([0, 1, 1, IGNORE]).view(1, 4, 1, 1)
+    for classes in (2, 3):
+        logits = torch.randn(1, classes, 4, 1, 1)
+        p = logits.softmax(1)[0, :, :3, 0, 0]
+        y = one_hot(label, classes)[0, :, :3, 0, 0]
+        scores = 2 * (p * y).sum(1) / ((p * p).sum(1) + y.sum(1))
+        expected = 1 - (scores[1] if classes == 2 else scores.mean())
+        assert agreement(logits, label).item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_defaults_are_the_published_ones() -> None:

@@ -18,13 +18,15 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     return _cross_entropy(logits.float().log_softmax(1), label)
 
 
-def soft_dice(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
+def soft_dice(
+    logits: Tensor, label: Tensor, smooth: float = 1e-5, background: bool = False
+) -> Tensor:
     """1 - Dice with squared terms in the denominator, mean over the foreground classes.
 
-    Milletari et al., "V-Net", 3DV 2016, eq. 3, with sums over the whole batch. Voxels labelled
-    IGNORE do not count.
+    With ``background`` it is the mean over all classes. Milletari et al., "V-Net", 3DV 2016, eq. 3,
+    with sums over the whole batch. Voxels labelled IGNORE do not count.
     """
-    return _soft_dice(logits.float().softmax(1), label, smooth)
+    return _soft_dice(logits.float().softmax(1), label, smooth, first=0 if background else 1)
 
 
 def dice_ce(logits: Tensor, label: Tensor) -> Tensor:
@@ -38,9 +40,9 @@ def _cross_entropy(log_p: Tensor, label: Tensor) -> Tensor:
     return total / (label != IGNORE).sum().clamp(min=1)
 
 
-def _soft_dice(p: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
-    y = one_hot(label, p.shape[1])[:, 1:]
-    p = p[:, 1:] * (label != IGNORE).unsqueeze(1)
+def _soft_dice(p: Tensor, label: Tensor, smooth: float = 1e-5, first: int = 1) -> Tensor:
+    y = one_hot(label, p.shape[1])[:, first:]
+    p = p[:, first:] * (label != IGNORE).unsqueeze(1)
     over = (0, 2, 3, 4)
     overlap = (p * y).sum(over)
     size = (p * p).sum(over) + y.sum(over)
