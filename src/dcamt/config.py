@@ -197,7 +197,7 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = 250
     """Iterations between two checkpoints."""
     validate_every: Annotated[int, Field(ge=0)] = 500
-    """Iterations between two validations; 0: only at the end."""
+    """Iterations between two validations. 0: none on the way, so there are no best weights."""
     tracker: Literal["tensorboard", "mlflow"] = "tensorboard"
     """`mlflow`: MLflow gets the numbers, too; TensorBoard always does."""
     augment: AugmentConfig = AugmentConfig()

@@ -10,7 +10,6 @@ from dcamt.commands.options import (
     PathLike,
     Quiet,
     Resume,
-    Run,
     Sets,
     TrainingDevice,
     command,
@@ -19,7 +18,7 @@ from dcamt.commands.options import (
 
 @command
 def distill(
-    run: Run,
+    run: Annotated[PathLike, typer.Argument(help="Folder of a run; an export cannot teach.")],
     out: Annotated[PathLike, typer.Option(help="Run folder to write, of the light network.")],
     *,
     iterations: Iterations = None,
