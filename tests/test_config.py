@@ -18,6 +18,7 @@ from dcamt.config import (
     load_config,
     save_config,
     validated,
+    with_overrides,
 )
 from dcamt.errors import InputError
 from dcamt.plain_yaml import load_yaml
@@ -328,6 +329,10 @@ def test_a_kind_of_augmentation_sets_what_is_not_asked_for() -> None:
     assert augment.blur == (0, 1, 1)
     plain = load_config(None).train.augment
     assert all(getattr(plain, name)[0] == 0 for name in IntensityConfig.model_fields)
+    # A run's configuration holds what its kind had set: another kind sets it anew.
+    run = {"train": {"augment": plain.model_dump(mode="json") | {"flip": [], "zoom": 0.3}}}
+    changed = with_overrides(run, ["train.augment.kind=nnunet"], "run").train.augment
+    assert (changed.angle, changed.zoom, changed.flip) == (30, 0.3, ())
     # What was resolved is read back as it was written.
     again = AugmentConfig.model_validate(augment.model_dump(mode="json"))
     assert again == augment

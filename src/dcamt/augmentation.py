@@ -3,6 +3,7 @@
 ``data/patches.py`` turns, mirrors and cuts by these settings, ``data/intensity.py`` does the rest.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -100,6 +101,15 @@ class AugmentConfig(IntensityConfig):
         if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
             return values
         return {**AUGMENTATIONS.get(values["kind"], {}), **values}
+
+
+def beyond_its_kind(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``values`` of AugmentConfig say beyond what their kind sets anyway."""
+    kind = values.get("kind", "literature")
+    if kind not in AUGMENTATIONS:
+        return {**values}
+    usual = AugmentConfig.model_validate({"kind": kind}).model_dump(mode="json")
+    return {key: value for key, value in values.items() if value != usual.get(key)}
 
 
 class StrongConfig(IntensityConfig):

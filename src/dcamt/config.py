@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from dcamt.augmentation import AugmentConfig, StrongConfig
+from dcamt.augmentation import AugmentConfig, StrongConfig, beyond_its_kind
 from dcamt.errors import InputError
 from dcamt.files import write_text
 from dcamt.plain_yaml import load_yaml, parse_yaml
@@ -257,6 +257,12 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 
 def with_overrides(values: dict[str, Any], overrides: Iterable[str], source: str) -> Config:
     """The configuration of ``values``, which it takes for its own, with overrides applied."""
+    overrides = list(overrides)
+    train = values.get("train")
+    if any(override.startswith("train.augment.kind=") for override in overrides) and (
+        isinstance(train, dict) and isinstance(train.get("augment"), dict)
+    ):  # a run's configuration holds all that the kind it had set
+        train["augment"] = beyond_its_kind(train["augment"])
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key:

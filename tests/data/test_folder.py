@@ -1,5 +1,6 @@
 """Which entries of a data set's folders are volumes, and which label belongs to which scan."""
 
+import json
 import os
 from pathlib import Path
 
@@ -153,6 +154,27 @@ def test_four_digits_are_a_channel_where_every_name_ends_in_0000(
 ) -> None:
     touch(tmp_path, *(f"{name}.nii.gz" for name in files))
     assert [scan.name for scan in find_scans(tmp_path, 1)] == names
+
+
+@pytest.mark.parametrize(
+    ("files", "channels", "names"),
+    [
+        (["scan_0000", "scan_0001", "scan_0002"], None, ["scan_0000", "scan_0001", "scan_0002"]),
+        (["amos_0001", "amos_0002"], None, ["amos_0001", "amos_0002"]),
+        (["a_0000", "b_0000"], None, ["a", "b"]),
+        (["a_0000"], None, ["a"]),
+        (["a_0000", "a_0001", "b_0000", "b_0001"], None, ["a", "b"]),
+        (["scan_0000", "scan_0001"], ["T1", "T2"], ["scan"]),
+    ],
+)
+def test_four_digits_without_any_label(
+    tmp_path: Path, files: list[str], channels: list[str] | None, names: list[str]
+) -> None:
+    touch(tmp_path / "images", *(f"{name}.nii.gz" for name in files))
+    if channels:
+        told = {"channel_names": dict(enumerate(channels)), "labels": {"background": 0, "x": 1}}
+        (tmp_path / "dataset.json").write_text(json.dumps(told))
+    assert [case.name for case in read_dataset(tmp_path).cases] == names
 
 
 # ---------------------------------------------------------------------------------------- links

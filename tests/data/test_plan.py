@@ -6,7 +6,14 @@ import pytest
 
 from dcamt.config import DataConfig
 from dcamt.data.dataset import Dataset, read_dataset
-from dcamt.data.plan import PATCH_VOXELS, Fingerprint, make_plan, plan_patch, plan_spacing
+from dcamt.data.plan import (
+    PATCH_VOXELS,
+    Fingerprint,
+    check_plan,
+    make_plan,
+    plan_patch,
+    plan_spacing,
+)
 from dcamt.data.split import choose_split, hide_labels
 from dcamt.data.survey import fingerprint, survey
 from dcamt.data.volume import read_image, read_label, write_volume
@@ -224,3 +231,12 @@ def test_an_image_with_other_channels_is_refused(tmp_path):
     case = read_dataset(tmp_path).cases[0]
     with pytest.raises(InputError, match="channel"):
         look_at(dataset_of(tmp_path, ("T1", "T2")), [case], DataConfig())
+
+
+def test_a_plan_that_numbers_the_classes_otherwise_is_refused(tmp_path):
+    dataset = Dataset(tmp_path, "set", ("MRI",), ("background", "liver", "spleen"), None, ())
+    plan = make_plan(dataset, found([(1, 1, 1)]), DataConfig())
+    check_plan(plan, dataset)
+    check_plan(plan, replace(dataset, classes=("background", "the liver", "spleen")))
+    with pytest.raises(InputError, match="numbers its classes in another way"):
+        check_plan(plan, replace(dataset, classes=("background", "spleen", "liver")))

@@ -1,6 +1,7 @@
 """What one look at a data set tells: the same to inspect, to plan and to train."""
 
 import json
+import math
 from pathlib import Path
 
 import nibabel as nib
@@ -288,3 +289,12 @@ def test_what_does_not_fit_into_the_room_is_read_again(tmp_path, monkeypatch):
     whole = {p.name: np.array(p.image) for p in prepare(data.cases, seen.plan, seen.kept)}
     assert set(whole) == set(names)
     assert not seen.kept
+
+
+def test_where_the_system_does_not_tell_its_memory_room_is_limited(tmp_path, monkeypatch):
+    root = write(tmp_path / "set", {c: block() for c in "ab"})
+    data = read_dataset(root)
+    monkeypatch.setattr(surveying, "free_memory", lambda: math.inf)
+    monkeypatch.setattr(surveying, "_UNTOLD", 4.0 * (scan().nbytes + block().nbytes) + 8)
+    seen = survey(data, ["a", "b"], DataConfig(patch=(16, 16, 16)), keep=True)
+    assert len(seen.kept) == 1

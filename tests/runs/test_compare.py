@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import h5py
 import pytest
@@ -259,6 +260,24 @@ def test_test_cases_whose_files_all_have_one_name(data, settings, tmp_path, layo
     assert found["cases"] == "test"
     assert found["case_count"] == 2
     assert {row["case"] for row in found["rows"][0]["runs"][0]["cases"]} == set(tests)
+
+
+@pytest.mark.slow
+def test_a_test_case_whose_name_ends_like_a_channel(data, settings, tmp_path):
+    splits = json.loads((data / "splits.json").read_text())
+    (case,) = splits["test"] = splits["test"][:1]
+    for folder, kind in (("images", "imagesTr"), ("labels", "labelsTr")):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for name in {name for names in splits.values() for name in names}:
+            own = f"{name}_0000" if name == case else name
+            with suppress(FileNotFoundError):
+                shutil.copy(data / kind / f"{name}.nii.gz", tmp_path / f"set/{folder}/{own}.nii.gz")
+    splits["test"] = [f"{case}_0000"]
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    given = {"labeled": 2, "seeds": 1, "splits": tmp_path / "splits.json", "quiet": True}
+    cut = [*settings, "train.iterations=2"]
+    found = api.compare(tmp_path / "set", tmp_path / "out", "vnet", set=cut, **given)
+    assert {row["case"] for row in found["rows"][0]["runs"][0]["cases"]} == {f"{case}_0000"}
 
 
 def test_the_first_failure_is_told(phantoms, tmp_path, settings):

@@ -21,6 +21,11 @@ def test_sizes_that_are_left_to_the_backbone_are_no_change(name) -> None:
     refuse_changes(asked, begun(name), Path("run"))
 
 
+def test_a_data_set_may_be_named_from_another_folder() -> None:
+    kept = begun("vnet").model_copy(update={"dataset": "/somewhere/scans"})
+    refuse_changes(Config.model_validate({"dataset": "scans"}), kept, Path("run"))
+
+
 @pytest.mark.parametrize(
     ("network", "told"),
     [

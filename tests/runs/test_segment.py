@@ -172,6 +172,7 @@ def test_what_arrives_whole_is_segmented_once_and_a_kill_loses_nothing(tiny_run,
     arriving.mkdir()
     process = watched(tiny_run, arriving, out)
     try:
+        wait_for(out / "predict.json", process)  # it watches an empty folder
         shutil.copy(scans / "a.nii.gz", arriving)
         wait_for(out / "a.nii.gz", process)
         # One that comes in two pieces, the second of them later.
@@ -233,3 +234,11 @@ def test_a_name_does_not_depend_on_what_else_arrives(tmp_path):
     assert [case.name for case in scans_so_far(tmp_path, 1)[0]] == ["a"]
     write_scan(tmp_path / "b.nii.gz")
     assert [case.name for case in scans_so_far(tmp_path, 1)[0]] == ["a", "b"]
+
+
+def test_of_two_scans_of_one_name_neither_is_taken(tmp_path):
+    for name in ("a", "a_0000", "b"):
+        write_scan(tmp_path / f"{name}.nii.gz")
+    found, problems = scans_so_far(tmp_path, 1)
+    assert [case.name for case in found] == ["b"]
+    assert problems == [f"{tmp_path}: a and a_0000 are scans of one name; rename one of them"]

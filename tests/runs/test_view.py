@@ -3,6 +3,7 @@
 import csv
 import http.client
 import json
+import shutil
 import signal
 import socket
 import struct
@@ -149,6 +150,13 @@ def test_a_port_that_is_taken_is_one_sentence(tiny_run, cli):
     assert err.startswith(f"dcamt: --port {server.server_port}: cannot be used")
 
 
+@pytest.mark.parametrize("port", [-5, 70000])
+def test_a_port_that_cannot_be_is_one_sentence(tiny_run, cli, port):
+    code, _, err = cli("view", tiny_run, "--no-browser", "--port", port)
+    assert code == 2
+    assert err.startswith(f"dcamt: --port {port}: give a number from 0 to 65535")
+
+
 # ---------------------------------------------------------------------------------- what is shown
 
 
@@ -215,11 +223,12 @@ def test_a_folder_of_scans_meets_its_segmentations_by_name(tmp_path):
     assert alone.cases[0].facts == {"Rank": "1", "Uncertainty": "0.9"}
 
 
-def test_a_map_of_uncertainty_beside_the_segmentation_is_shown(tmp_path):
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha", "h5"])
+def test_a_map_of_uncertainty_beside_the_segmentation_is_shown(tmp_path, ending):
     scans = volumes(tmp_path / "scans", ["a"])
     found = volumes(tmp_path / "found", ["a"])
     doubt = np.linspace(0, 1, np.prod(SHAPE)).reshape(SHAPE).astype(np.float32)
-    write_volume(found / "uncertainty" / "a_entropy.nii.gz", doubt, AFFINE)
+    write_volume(found / "uncertainty" / f"a_entropy.{ending}", doubt, AFFINE)
     shown = show([scans, found])
     assert [name for name, *_ in page_data(shown.page())["layers"]] == ["prediction", "uncertainty"]
     with running(shown) as server:
@@ -245,6 +254,15 @@ def test_runs_side_by_side_share_their_cases(tiny_run, tmp_path):
         files = files_in(ask(server, f"/{server.secret}/case/0")[1])
     each = {f"{kind}-{i}" for kind in ("prediction", "uncertainty") for i in (0, 1)}
     assert set(files) == {"scan", "reference"} | each
+
+
+def test_runs_of_one_name_are_told_apart(tiny_run, tmp_path):
+    folders = [tmp_path / "monday" / "run", tmp_path / "friday" / "run"]
+    for folder in folders:
+        shutil.copytree(tiny_run, folder)
+    shown = show(folders)
+    assert page_data(shown.page())["panels"] == ["monday/run", "friday/run"]
+    assert {"monday/run", "friday/run"} <= shown.cases[0].facts.keys()
 
 
 def test_a_comparison_leads_nowhere_but_into_its_folder(tiny_run, tmp_path):

@@ -136,7 +136,7 @@ def _cases_in_folders(root: Path, told: Description, problems: list[str]) -> Fou
         raise InputError(
             f"{images}: the folder holds no images; put files such as CASE.nii.gz there"
         )
-    by_channel = is_by_channel([*image_files, *more_files], label_files)
+    by_channel = is_by_channel([*image_files, *more_files], label_files, len(told.channels))
     grouped = group_channels(image_files, by_channel, problems)
     more = group_channels(more_files, by_channel, problems)
     label_files = by_case(label_files, grouped)
@@ -220,7 +220,9 @@ def _cases_listed(root: Path, told: Description, problems: list[str]) -> Found:
                 "take no part in training"
             )
     more = volumes_in(root / "imagesUn", problems, [])
-    for case, files in group_channels(more, is_by_channel(list(more), ()), problems).items():
+    for case, files in group_channels(
+        more, is_by_channel(list(more), (), len(channels)), problems
+    ).items():
         if case in told.listed:
             problems.append(f"{root}: case {case} is listed in {FILE} and in imagesUn; remove one")
         elif list(files) not in ([0], list(range(len(channels)))):

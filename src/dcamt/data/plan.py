@@ -103,6 +103,12 @@ def check_plan(plan: Plan, dataset: Dataset) -> None:
                 f"{dataset.root}: has {len(ours)} {what} ({', '.join(ours)}), but the plan is made "
                 f"for {len(theirs)} ({', '.join(theirs)}); give another plan, or none"
             )
+        moved = next((n for i, n in enumerate(ours) if n in theirs and theirs[i] != n), None)
+        if moved is not None:
+            raise InputError(
+                f"{dataset.root}: numbers its {what} in another way than the plan "
+                f"({', '.join(ours)}; {', '.join(theirs)}); give another plan, or none"
+            )
     if dataset.ignore != plan.ignore:
         raise InputError(
             f"{dataset.root}: ignores the label {dataset.ignore}, but the plan {plan.ignore}; give "

@@ -1,5 +1,6 @@
 """The scans to segment, wherever they lie."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,13 +66,20 @@ def scans_so_far(path: Path, channels: int) -> tuple[list[Case], list[str]]:
     """What of the folder ``path`` is a scan now, and what is wrong with the rest of it.
 
     For a folder that is being filled: it may be empty, and a scan that lacks a channel is no scan
-    yet. With 1 channel the ending _0000 is no part of a name, whatever else will arrive.
+    yet. With 1 channel the ending _0000 is no part of a name, whatever else will arrive. Of two
+    scans that get one name by that, neither is taken.
     """
     problems: list[str] = []
     found = _scans_in(path, channels, problems, [])
     if channels == 1:
         found = [replace(case, name=case.name.removesuffix("_0000")) for case in found]
-    return found, problems
+    times = Counter(case.name for case in found)
+    problems += [
+        f"{path}: {name} and {name}_0000 are scans of one name; rename one of them"
+        for name, count in times.items()
+        if count > 1
+    ]
+    return [case for case in found if times[case.name] == 1], problems
 
 
 def check_can_be_watched(path: Path) -> None:

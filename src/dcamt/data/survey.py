@@ -3,6 +3,7 @@
 What refuses a training and what `dcamt inspect` calls an error are the same list, made here.
 """
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from dcamt.errors import InputError
 from dcamt.memory import free_memory
 
 KEPT = 1 / 4
+_UNTOLD = 8e9
+"""Bytes of memory that count as free where the system does not tell."""
 """Share of the free memory in which volumes may wait to be prepared, so that they are read once."""
 
 
@@ -62,7 +65,8 @@ def survey(
     it. Without ``labels`` none is asked for, and classes that nothing names are given a name.
     Raises nothing for bad files: they are among the errors.
     """
-    room = Room(KEPT * free_memory() if keep else 0.0)
+    free = free_memory()
+    room = Room(KEPT * (free if math.isfinite(free) else _UNTOLD) if keep else 0.0)
 
     def at(case: Case) -> Look:
         return look_at(case, dataset, data, intensities, room)

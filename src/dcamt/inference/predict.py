@@ -1,6 +1,7 @@
 """Segment scans of any size and geometry with a trained run."""
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def predict_case(
     series: int | None = None,
     observe: Observe = lambda done, total: None,
 ) -> tuple[str, ...]:
-    """Segment one scan and write it to ``output`` in the scan's own geometry.
+    """Segment one scan and write it to ``output`` in the scan's own geometry, if it is not there.
 
     The segmentation is uint8 with the scan's size and affine, and with its sform and qform where
     both are NIfTI. ``extras`` adds folders beside it:
@@ -140,8 +141,9 @@ def predict_case(
             for k, dice in enumerate(expected, 1)
         ]
         write_json({"classes": found}, path)
-    # The segmentation comes last: where it exists, the case is done.
-    write(output, segmentation)
+    # The segmentation comes last: where it exists, the case is done, and may be corrected by hand.
+    if not os.path.lexists(output):
+        write(output, segmentation)
     return remarks
 
 

@@ -129,6 +129,6 @@ def _number(cell: str | None) -> float:
 
 
 def segmentation_in(folder: Path, case: str) -> Path:
-    """The file of a case among a run's segmentations: NRRD where NIfTI cannot hold its place."""
-    nrrd = folder / f"{case}.nrrd"
-    return nrrd if nrrd.is_file() else folder / f"{case}.nii.gz"
+    """The file of a case among segmentations or maps; .nii.gz if there is none in any format."""
+    others = (folder / f"{case}.{ending}" for ending in ("nrrd", "mha", "h5"))
+    return next((path for path in others if path.is_file()), folder / f"{case}.nii.gz")

@@ -158,9 +158,12 @@ def _write_inputs(out: Path, dataset: Dataset, cases: Sequence[Cases], config: C
     write_text(out / "config.yaml", yaml.safe_dump(values, sort_keys=False))
     if config.plan is not None:
         write_text(out / "plan.yaml", yaml.safe_dump(config.plan.model_dump(mode="json")))
-    for name in cases[0].split.test:
+    test = cases[0].split.test
+    # `predict` takes the ending _0000 for a channel if all names have it.
+    numbered = not dataset.channels and all(name.endswith("_0000") for name in test)
+    for name in test:
         images = dataset.case(name).images
-        by_channel = len(images) == len(dataset.channels)
+        by_channel = numbered or len(images) == len(dataset.channels)
         for number, image in enumerate(images):
             # By the case's name, which the file need not bear. A folder of slices has no ending.
             own = f"{name}_{number:04d}" if by_channel else name

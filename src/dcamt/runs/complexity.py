@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcamt.config import Config, Normalization, Plan, load_config
+from dcamt.config import MOST_CLASSES, Config, Normalization, Plan, load_config
 from dcamt.data.plan import fits, multiples
 from dcamt.errors import InputError
 from dcamt.methods import METHODS
@@ -55,6 +55,8 @@ def with_plan(
     ):
         if value is not None and value < least:
             raise InputError(f"--{name} {value}: ask for at least {least}")
+    if classes > MOST_CLASSES:
+        raise InputError(f"--classes {classes}: ask for at most {MOST_CLASSES}")
     check_segments(config.method)
     spacing = config.data.spacing or (1.0, 1.0, 1.0)
     sides = (*patch, 1, 1, 1)[:3]

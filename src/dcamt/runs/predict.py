@@ -133,7 +133,7 @@ def _scans_at(
         scans, _ = scans_so_far(input, channels)
     else:
         scans = find_scans(input, channels, unread)
-    if series is not None and not any(scan.images[0].is_dir() for scan in scans):
+    if series is not None and not watched and not any(scan.images[0].is_dir() for scan in scans):
         raise InputError(f"{input}: is no folder of DICOM slices; leave out --series")
     return scans, unread
 
@@ -198,8 +198,8 @@ def _check_place(input: Path, out: Path, scans: Sequence[Case], single: bool) ->
 
 def _check_names(files: Mapping[str, Sequence[Path]]) -> None:
     """InputError if two files would have one name."""
-    ((path, times),) = Counter(path for own in files.values() for path in own).most_common(1)
-    if times > 1:
+    named = Counter(path for own in files.values() for path in own)
+    if path := next((path for path, times in named.items() if times > 1), None):
         raise InputError(
             f"two probability maps would be named {path.name}; rename a case, or leave out "
             "--probabilities"

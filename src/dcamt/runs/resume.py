@@ -61,6 +61,7 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
                 )
 
     values = asked.model_dump(mode="json", exclude_unset=True)
+    values.pop("dataset", None)  # `refuse_other_cases` compares it, as a folder
     method = values.get("method", {})
     if method.get("name", kept.method.name) == kept.method.name:
         # As the method reads them: YAML takes 1e-05 for text, and the run has a number.

@@ -20,6 +20,7 @@ from dcamt.errors import InputError
 from dcamt.reporting.volumes import ShownCase, pack
 
 HOST = "127.0.0.1"
+MOST_PORT = 65535
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -41,6 +42,8 @@ def serve(
     Prints the address, and opens it in a ``browser``. ``port`` 0 takes a free one. Raises
     InputError if the port is taken.
     """
+    if not 0 <= port <= MOST_PORT:
+        raise InputError(f"--port {port}: give a number from 0 to {MOST_PORT}")
     try:
         server = make_server(page, cases, curves, port)
     except OSError as error:

@@ -56,7 +56,7 @@ def show(paths: Sequence[Path], ranking: Path | None = None) -> Shown:
         if len(paths) == 1 and not (paths[0] / RESULTS).is_file():
             return _show_run(paths[0])
         if len(paths) > 1:
-            return _show_runs(paths, [path.resolve().name for path in paths], "validation")
+            return _show_runs(paths, _titles(paths), "validation")
     if len(paths) == 1 and (paths[0] / RESULTS).is_file():
         return _show_comparison(paths[0])
     if len(paths) > 2:
@@ -84,6 +84,14 @@ def _show_run(folder: Path) -> Shown:
 
     read_run(folder)  # refuses what is none before a page is served
     return Shown(cases, page, curves)
+
+
+def _titles(folders: Sequence[Path]) -> list[str]:
+    """Names of ``folders``; where two are alike, with what the folders lie in."""
+    places = [folder.resolve() for folder in folders]
+    most = max(len(place.parts) for place in places)
+    titles = (["/".join(place.parts[-n:]) for place in places] for n in range(1, most + 1))
+    return next(names for names in titles if len({*names}) == len({*places}))
 
 
 def _show_comparison(folder: Path) -> Shown:

@@ -121,7 +121,8 @@ def choose_size(
     """The largest size of ``LADDER`` that makes enough iterations before ``until`` (monotonic).
 
     Sizes are timed on this machine, one after another; the smallest is taken where none is fast
-    enough. What ``asked`` sets (spacing, patch, width, batches, iterations) stays as it is.
+    enough. What ``asked`` sets (spacing, patch, width, batches) stays as it is; iterations that
+    it sets are the most.
     """
     given = "iterations" in asked.train.model_fields_set
     most, wanted = (asked.train.iterations,) * 2 if given else (MOST, ENOUGH)
