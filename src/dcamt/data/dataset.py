@@ -136,7 +136,9 @@ def _cases_in_folders(root: Path, told: Description, problems: list[str]) -> Fou
         raise InputError(
             f"{images}: the folder holds no images; put files such as CASE.nii.gz there"
         )
-    by_channel = is_by_channel([*image_files, *more_files], label_files, len(told.channels))
+    # In nnU-Net's folders every name carries its channel.
+    declared = len(told.channels) or (2 if images.name == "imagesTr" else 0)
+    by_channel = is_by_channel([*image_files, *more_files], label_files, declared)
     grouped = group_channels(image_files, by_channel, problems)
     more = group_channels(more_files, by_channel, problems)
     label_files = by_case(label_files, grouped)
