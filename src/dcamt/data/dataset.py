@@ -137,8 +137,8 @@ def _cases_in_folders(root: Path, told: Description, problems: list[str]) -> Fou
             f"{images}: the folder holds no images; put files such as CASE.nii.gz there"
         )
     # In nnU-Net's folders every name carries its channel.
-    declared = len(told.channels) or (2 if images.name == "imagesTr" else 0)
-    by_channel = is_by_channel([*image_files, *more_files], label_files, declared)
+    ruled = len(told.channels) > 1 or (not told.channels and images.name == "imagesTr")
+    by_channel = is_by_channel([*image_files, *more_files], label_files, ruled)
     grouped = group_channels(image_files, by_channel, problems)
     more = group_channels(more_files, by_channel, problems)
     label_files = by_case(label_files, grouped)
@@ -194,7 +194,7 @@ def _notes_on_tests(root: Path) -> list[str]:
         return []
     files = volumes_in(root / "imagesTs", [], [])
     labels = volumes_in(root / "labelsTs", [], [])
-    scans = group_channels(files, is_by_channel(list(files), labels), [])
+    scans = group_channels(files, is_by_channel(list(files), labels, True), [])
     if not scans:
         return []
     return [
@@ -222,9 +222,8 @@ def _cases_listed(root: Path, told: Description, problems: list[str]) -> Found:
                 "take no part in training"
             )
     more = volumes_in(root / "imagesUn", problems, [])
-    for case, files in group_channels(
-        more, is_by_channel(list(more), (), len(channels)), problems
-    ).items():
+    by_channel = is_by_channel(list(more), (), len(channels) > 1)
+    for case, files in group_channels(more, by_channel, problems).items():
         if case in told.listed:
             problems.append(f"{root}: case {case} is listed in {FILE} and in imagesUn; remove one")
         elif list(files) not in ([0], list(range(len(channels)))):

@@ -175,11 +175,12 @@ def by_case(labels: Mapping[str, Path], cases: Container[str]) -> dict[str, Path
     return {renamed.get(name, name): path for name, path in labels.items()}
 
 
-def is_by_channel(images: Sequence[str], labels: Iterable[str], declared: int = 0) -> bool:
+def is_by_channel(images: Sequence[str], labels: Iterable[str], ruled: bool) -> bool:
     """Whether image names end in a channel number (CASE_0000) rather than in a case's own digits.
 
-    The labels' names, which never carry a channel number, settle which it is. Without labels,
-    ``declared`` channels do, or that there are first channels, of more than a single case.
+    The labels' names, which never carry a channel number, settle which it is. Without labels
+    they do if ``ruled``: several channels are declared, or the folder is nnU-Net's. Else they do
+    only if more than one case has a first channel, or there is no other.
     """
     numbered = {m[0]: m["case"] for m in map(CHANNEL_NUMBER.fullmatch, images) if m}
     labels = {*labels, *filter(None, map(labelled_case, labels))}
@@ -189,7 +190,7 @@ def is_by_channel(images: Sequence[str], labels: Iterable[str], declared: int = 
         return True
     if not numbered or len(numbered) < len(images):
         return False
-    if labels or declared > 1:
+    if labels or ruled:
         return True
     firsts = [name for name in numbered if name.endswith("_0000")]
     return len(firsts) > 1 or len(firsts) == len(images)

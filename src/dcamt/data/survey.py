@@ -25,9 +25,9 @@ from dcamt.errors import InputError
 from dcamt.memory import free_memory
 
 KEPT = 1 / 4
+"""Share of the free memory in which volumes may wait to be prepared, so that they are read once."""
 _UNTOLD = 8e9
 """Bytes of memory that count as free where the system does not tell."""
-"""Share of the free memory in which volumes may wait to be prepared, so that they are read once."""
 
 
 @dataclass(frozen=True, eq=False)

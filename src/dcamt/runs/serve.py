@@ -40,7 +40,7 @@ def serve(
     """Serve ``page``, its cases and curves until SIGINT or SIGTERM; then Interrupted.
 
     Prints the address, and opens it in a ``browser``. ``port`` 0 takes a free one. Raises
-    InputError if the port is taken.
+    InputError if the port is taken, or is no port.
     """
     if not 0 <= port <= MOST_PORT:
         raise InputError(f"--port {port}: give a number from 0 to {MOST_PORT}")
