@@ -133,6 +133,12 @@ def test_scans_kept_for_testing_are_said(tmp_path: Path) -> None:
     assert dataset.channels == ("channel_0", "channel_1")  # counted, as no name is given
 
 
+def test_a_lone_case_kept_for_testing_is_one_scan(tmp_path: Path) -> None:
+    tests = [f"imagesTs/x_000{i}.nii.gz" for i in (0, 1)]
+    (note,) = read_dataset(touch(tmp_path, "imagesTr/a_0000.nii.gz", *tests, name="Toy")).notes
+    assert "imagesTs holds 1 scan(s)" in note
+
+
 # ---------------------------------------------------------------------------------- from disk on
 
 
