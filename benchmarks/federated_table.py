@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--noise", type=float, nargs="+", default=[0.001, 0.01, 1.0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", help="only those whose names hold one of these: NAME,...")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="these rows alone")
     given = parser.parse_args()
     data = given.out / ("data-shifted" if given.shift else "data")
     if not (data / "complete").exists():
@@ -72,7 +72,10 @@ def main() -> None:
         recipe.get("train", {}).pop("iterations", None)  # rounds say how many
         write_text(config, yaml.safe_dump(recipe))
     common = ["--config", config, *(part for one in given.set for part in ("--set", one))]
-    rows = {name: commands for name, commands in _rows(data, given).items() if _asked(name, given)}
+    rows = _rows(data, given)
+    if unknown := [name for name in given.rows or () if name not in rows]:
+        parser.error(f"no row is named {unknown[0]!r}; there are: {'; '.join(rows)}")
+    rows = {name: rows[name] for name in given.rows or rows}
     found: dict[str, list[float]] = {name: [] for name in rows}
     for seed in range(given.seeds):
         for name, command in rows.items():
@@ -85,10 +88,6 @@ def main() -> None:
     for name, values in found.items():
         spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
         print(f"| {name} | {fmean(values):.2f}{spread} |")
-
-
-def _asked(name: str, given: argparse.Namespace) -> bool:
-    return given.rows is None or any(part in name for part in given.rows.split(","))
 
 
 def _rows(data: Path, given: argparse.Namespace) -> dict[str, list[object]]:

@@ -50,7 +50,7 @@ def test_markdown_shows_the_name_and_nothing_else(name):
 def test_ordinary_names_stay_as_they_are():
     for name in ("left_atrium", "dca-mt:paste=0", "p < 0.05", "Fälle 脳"):
         assert escape.markdown(name) == name
-        assert escape.plot(name) == escape.csv_cell(name) == name
+        assert escape.plot(name) == escape.csv_cell(name) == escape.from_csv_cell(name) == name
 
 
 def test_latex_takes_no_order_from_a_name():
@@ -61,11 +61,13 @@ def test_latex_takes_no_order_from_a_name():
     assert escape.latex("[red]*") == "{[}red{]}{*}"
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1"])
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "'=1", "'a"])
 def test_a_spreadsheet_computes_nothing(name):
     file = io.StringIO()
     csv.writer(file).writerow([escape.csv_cell(name)])
-    assert next(csv.reader(io.StringIO(file.getvalue()))) == [f"'{name}"]
+    (cell,) = next(csv.reader(io.StringIO(file.getvalue())))
+    assert cell == f"'{name}"
+    assert escape.from_csv_cell(cell) == name
 
 
 @pytest.mark.parametrize("name", ["$x$", "$\\frac$", "a$b", "$$", "x\\$y$"])

@@ -187,7 +187,7 @@ class TrainConfig(Section):
     power: PositiveFloat = 0.9
     """Exponent of the polynomial decay."""
     foreground: Fraction = 1 / 3
-    """Share of the patches that are drawn so that they show foreground."""
+    """Share of the labelled patches that are placed on foreground."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """`auto`: bfloat16 on a GPU that has its units, float32 elsewhere."""
     devices: PositiveInt = 1
@@ -261,7 +261,7 @@ def with_overrides(values: dict[str, Any], overrides: Iterable[str], source: str
     train = values.get("train")
     if any(override.startswith("train.augment.kind=") for override in overrides) and (
         isinstance(train, dict) and isinstance(train.get("augment"), dict)
-    ):  # a run's configuration holds all that the kind it had set
+    ):  # a run's configuration also holds all that its old kind had set
         train["augment"] = beyond_its_kind(train["augment"])
     for override in overrides:
         key, found, text = override.partition("=")

@@ -57,9 +57,18 @@ def latex(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """``text`` in a CSV file: what a spreadsheet would take for a formula begins with ``'``."""
+    """``text`` in a CSV file: what a spreadsheet would take for a formula begins with ``'``.
+
+    So does what begins with ``'`` itself, so that ``from_csv_cell`` gives the text back.
+    """
     line = printable(text)
-    return f"'{line}" if line.lstrip()[:1] in tuple("=+-@") else line
+    return f"'{line}" if line.lstrip()[:1] in tuple("=+-@'") else line
+
+
+def from_csv_cell(cell: str) -> str:
+    """The text that ``csv_cell`` wrote as ``cell``."""
+    quoted = cell[:1] == "'" and cell[1:].lstrip()[:1] in tuple("=+-@'")
+    return cell[1:] if quoted else cell
 
 
 def monai(text: str) -> str:

@@ -254,7 +254,7 @@ def leads_nowhere(path: Path) -> bool:
 
 
 def check_fetched(path: Path) -> None:
-    """InputError for a file of which there is but the name: its content was never fetched.
+    """InputError for a file whose name is there, but whose content was never fetched.
 
     It is a link whose target is not there, or the short text that git-annex and Git LFS put in the
     place of a content. What is not there at all is not looked for.

@@ -40,13 +40,17 @@ _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "p
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def kept_memory(voxels: int = 0) -> Iterator[None]:
     """Keep freed memory for the next tensor instead of handing it back to the system at once.
 
     On a CPU every activation of a 3D network is tens of megabytes, which glibc takes from and
     returns to the system each time; the system then clears every page anew, up to a quarter of
-    an iteration's time. What was kept is handed back at the end. Does nothing without glibc.
+    an iteration's time. What was kept is handed back at the end. Does nothing without glibc, or
+    where a batch has more than ``KEPT_UP_TO`` voxels.
     """
+    if voxels > KEPT_UP_TO:
+        yield
+        return
     import ctypes  # noqa: PLC0415
 
     try:

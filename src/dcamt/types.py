@@ -36,6 +36,8 @@ class Batch:
         return self._each(lambda x: x.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
+        """On ``device``, with the channels of images last in memory."""
+
         def move(x: Tensor) -> Tensor:
             layout = torch.channels_last_3d if x.ndim == 5 else torch.preserve_format
             return x.to(device, non_blocking=True, memory_format=layout)

@@ -125,7 +125,7 @@ def test_a_scan_that_cannot_fit_is_refused_and_the_others_are_segmented(tiny_run
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"dcamt: {tmp_path / 'in' / 'a_vast.nii.gz'}: ")
     assert "GB are free here (of 1.6 GB); crop the scan" in last
-    assert last.endswith("(nor have the scans b_large a segmentation)")
+    assert last.endswith("; these have no segmentation either: b_large")
 
 
 IN_BETWEEN = """

@@ -469,7 +469,7 @@ def test_a_damaged_scan_does_not_keep_the_others(tiny_run, tmp_path, broken):
         path = scan(tmp_path / "in" / f"{name}.nii.gz", np.eye(4))
         if name in broken:
             path.write_bytes(path.read_bytes()[:-100])
-    words = r"a\.nii\.gz.*damaged" + (r".*nor have the scans c" if broken == "ac" else "")
+    words = r"a\.nii\.gz.*damaged" + (r".*no segmentation either: c" if broken == "ac" else "")
     for resume in (False, True):
         with pytest.raises(InputError, match=words):
             api.predict(tiny_run, tmp_path / "in", tmp_path / "out", resume=resume, quiet=True)

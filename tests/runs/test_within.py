@@ -113,10 +113,11 @@ def test_too_little_time_is_refused_with_what_it_takes(sized, smallest):
         sized(100, smallest / 1.5)
 
 
-def test_a_size_that_no_memory_holds_is_passed_over(scans, monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), InputError("does not fit")])
+def test_a_size_that_no_memory_holds_is_passed_over(error, scans, monkeypatch):
     def measured(config):
         if config.network.width == 16:
-            raise MemoryError
+            raise error
         return 1e-3, 0.0
 
     monkeypatch.setattr(within, "measure_iteration", measured)

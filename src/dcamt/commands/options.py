@@ -94,4 +94,5 @@ def with_commas(names: str | Iterable[str]) -> str:
 
 
 def optional_path(value: PathLike | None) -> Path | None:
+    """``value`` as a path; None stays None."""
     return None if value is None else Path(value)

@@ -67,6 +67,7 @@ def classes_from_values(values: Mapping[int, Path], root: Path) -> tuple[str, ..
 
 
 def check_count(classes: Sequence[str], path: Path) -> None:
+    """InputError if ``path`` names more classes than can be trained at once."""
     if len(classes) > MOST_CLASSES:
         raise InputError(
             f"{path}: has {len(classes)} classes, background included; at most {MOST_CLASSES} can "

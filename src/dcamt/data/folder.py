@@ -216,4 +216,5 @@ def group_channels(
 
 
 def image_name(case: str, by_channel: bool) -> str:
+    """File name of the (first) image of ``case``; nnU-Net's if there is a file for each channel."""
     return f"{case}_0000.nii.gz" if by_channel else f"{case}.nii.gz"

@@ -95,6 +95,7 @@ class Room:
         self.kept: dict[str, Volumes] = {}
 
     def offer(self, name: str, image: Volume, label: Volume | None) -> None:
+        """Keep the volumes of case ``name`` if there is room; threads may call this at once."""
         needed = image.array.nbytes + (0 if label is None else label.array.nbytes)
         with self.lock:
             if needed <= self.left:
@@ -103,6 +104,11 @@ class Room:
 
 
 def look_at(case: Case, dataset: Dataset, data: DataConfig, intensities: bool, room: Room) -> Look:
+    """Read ``case`` and say what the plan needs of it, and what is wrong with its files.
+
+    ``intensities``: whether those under the label are collected. What was read is offered to
+    ``room``. A file that cannot be used is told in ``Look.errors``, and nothing is raised.
+    """
     errors: list[str] = []
     image: Volume | None = None
     label: Volume | None = None
@@ -187,6 +193,7 @@ def _oddities(image: Volume | None, label: Volume | None) -> Iterator[str]:
 
 @contextmanager
 def collecting(errors: list[str]) -> Iterator[None]:
+    """Add the message of an InputError to ``errors`` and go on."""
     try:
         yield
     except InputError as error:

@@ -45,8 +45,9 @@ def choose_mirroring(
 def lie_alike(cases: Sequence[Prepared]) -> tuple[bool, bool, bool]:
     """For each axis, whether a scan resembles the others more than it does their mirror image.
 
-    Resemblance is the correlation of a small image with the mean of the others; it must be 0.1
-    higher than with that mean mirrored, on average and in nine cases of ten.
+    Resemblance is the mean product of a small image, of unit variance, and the mean of the others.
+    On average it must be 0.1 higher than with that mean mirrored. In nine cases of ten it must be
+    higher at all.
     """
     chosen = [cases[i] for i in np.linspace(0, len(cases) - 1, min(_MOST, len(cases)), dtype=int)]
     if len(chosen) < _FEWEST:

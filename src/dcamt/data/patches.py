@@ -49,7 +49,10 @@ def draw_location(
     centre: NDArray[np.int64] | None = None,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Location:
-    """A random patch of a volume of ``shape`` voxels, one that holds ``centre`` if given."""
+    """A random patch of a volume of ``shape`` voxels.
+
+    It holds ``centre``, if that is given, before it is turned and zoomed by ``augment``.
+    """
     turns = int(rng.integers(4)) if augment.turns else 0
     size = (patch[1], patch[0], patch[2]) if turns % 2 else patch
     flips = tuple(axis for axis in augment.flips if rng.random() < 0.5)
@@ -200,7 +203,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
         )
 
     def _strong(self, images: list[NDArray[np.float32]], iteration: int) -> tuple[Tensor, ...]:
-        """Views of ``images``. Draws of their own leave all others as they are without views."""
+        """Views of ``images``. They have a generator of their own, so other draws do not change."""
         rng = np.random.default_rng([self.seed, 3, iteration])
 
         def view() -> Tensor:
@@ -218,7 +221,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
         return apply_changes(patch, draw_changes(rng, len(patch), augment))
 
     def _centre(self, rng: Generator, case: Prepared) -> NDArray[np.int64] | None:
-        """A voxel that the patch must hold, for the share of patches that must show foreground."""
+        """A voxel of the foreground to place the patch on; None for a patch that may lie anywhere."""
         if rng.random() >= self.train.foreground:
             return None
         if case.name not in self._foreground:

@@ -20,7 +20,7 @@ from dcamt.data.patches import Batches
 from dcamt.engine import checkpoint
 from dcamt.engine.gradients import averaged_gradients
 from dcamt.errors import InputError
-from dcamt.memory import KEPT_UP_TO, kept_memory
+from dcamt.memory import kept_memory
 from dcamt.methods.method import Method
 from dcamt.networks.shares import in_shares, share_out
 from dcamt.networks.vnet import channels_last
@@ -63,7 +63,9 @@ class Trainer:
         """
         steps = range(self.iteration, until)
         fabric, device = self.fabric, self.fabric.device
-        with self._memory(), _told_of_workers():
+        patches = self.settings.labeled_batch + self.settings.unlabeled_batch
+        voxels = math.prod(self.batches.patch) * patches
+        with kept_memory(voxels), _told_of_workers():
             for step, batch in zip(steps, self._loader(steps), strict=True):
                 # Every iteration has its own seed, so no random state needs saving.
                 torch.manual_seed(self.batches.seed * 1_000_003 + step)
@@ -105,14 +107,6 @@ class Trainer:
             pin_memory=self.fabric.device.type == "cuda",
             worker_init_fn=_begin_worker,
         )
-
-    @contextmanager
-    def _memory(self) -> Iterator[None]:
-        """Freed memory is kept for the next iteration, unless patches are large."""
-        count = self.settings.labeled_batch + self.settings.unlabeled_batch
-        small = math.prod(self.batches.patch) * count <= KEPT_UP_TO
-        with kept_memory() if small else nullcontext():
-            yield
 
 
 @dataclass

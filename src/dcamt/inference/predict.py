@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from dcamt.inference.confidence import expected_dice
 from dcamt.inference.peak import peak_memory
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import Observe, branch_probabilities
-from dcamt.memory import KEPT_UP_TO, check_fits, kept_memory
+from dcamt.memory import check_fits, kept_memory
 from dcamt.ops.components import keep_largest
 from dcamt.records.run_folder import RunConfig
 
@@ -99,8 +98,7 @@ def predict_case(
     remarks = image.remarks
     millilitres = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
     del image  # a large scan and its probabilities are each most of the memory
-    kept = math.prod(plan.patch) * config.predict.batch <= KEPT_UP_TO
-    with kept_memory() if kept else nullcontext():
+    with kept_memory(math.prod(plan.patch) * config.predict.batch):
         branches = branch_probabilities(
             predictor,
             torch.from_numpy(array),
@@ -217,8 +215,11 @@ def disagreement(branches: torch.Tensor) -> torch.Tensor:
 def restored_probabilities(
     probabilities: torch.Tensor, placement: Placement
 ) -> NDArray[np.float32]:
+    """Probabilities ``(K, x, y, z)`` of the network's grid on the scan's: ``(K, X, Y, Z)``.
+
+    Both float32. Outside the crop the background has probability 1.
+    """
     restored = restore(probabilities, placement)
-    # Outside the crop, where the scan is empty, everything is background.
     for x in range(restored.shape[1]):  # slab by slab: whole-volume temporaries are the peak
         restored[0, x][restored[:, x].sum(0) == 0] = 1.0
     return restored

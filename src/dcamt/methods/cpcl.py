@@ -43,7 +43,7 @@ class CPCL(Method):
         backward_weight: float = 1.0
         """Weight of unlabelled prototypes on labelled patches."""
         ramp: Fraction = 0.6
-        """Share of the run over which both losses rises to full weight."""
+        """Share of the run over which both losses rise to full weight."""
         scale: PositiveFloat = 20.0
         """Factor of the cosines before the softmax."""
         decay: Fraction = 0.99

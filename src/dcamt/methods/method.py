@@ -22,7 +22,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type[Section]] = Section
     networks: ClassVar[int] = 1
-    """How many ``predict`` averages."""
+    """How many networks ``predict`` averages."""
     least_side: ClassVar[int] = 1
     """Voxels that each side of a patch must have."""
     views: int = 0

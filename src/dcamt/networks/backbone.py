@@ -61,7 +61,7 @@ class Backbone(nn.Module):
     def stride_for(cls, patch: Patch, spacing: Spacing) -> Stride:
         """Voxels of the image for one of the bottleneck, in patches of about ``patch`` voxels.
 
-        ``spacing``: mm. Each is a power of 2. A smaller side never has a larger one.
+        ``spacing``: mm. Each is a power of 2. A smaller side never has a larger stride.
         """
         return cls.stride
 

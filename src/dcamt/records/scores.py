@@ -61,7 +61,7 @@ class CaseScore(StructureScore, Named):
 
 
 class Counts(TypedDict):
-    """How many structures had which outcome. Who reads a file needs two of these alone."""
+    """How many structures had which outcome. A reader of a file needs ``missed`` and ``invented``."""
 
     ok: NotRequired[NonNegativeInt]
     missed: NonNegativeInt
@@ -94,7 +94,7 @@ class Scores(Summary, Distances):
     """A whole file of scores.
 
     cases: one row a case and class. per_class: by label value, as text. not_predicted: number of
-    labels without a prediction, which who reads a file does not need.
+    labels without a prediction; a reader of a file does not need it.
     """
 
     cases: list[CaseScore]

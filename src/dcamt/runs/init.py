@@ -60,8 +60,8 @@ def kept_record(run: Path) -> str | None:
 def refuse_other_start(run: Path, record: str | None, strict: bool = False) -> None:
     """InputError if a run that was begun would go on from another start than its own.
 
-    The checkpoint rules: once there is one, no start need be named, ``record`` may be None, unless
-    that is to be ``strict``.
+    A run that has a checkpoint goes on from there. Its start need not be named again, so
+    ``record`` may be None. With ``strict`` it must be named.
     """
     kept = kept_record(run)
     if _digest(kept) == _digest(record):

@@ -118,7 +118,7 @@ def segment_scans(
         failed = segment_all_of(scans)
     if failed:
         first, *others = failed
-        more = f" (nor have the scans {', '.join(others)} a segmentation)" if others else ""
+        more = f"; these have no segmentation either: {', '.join(others)}" if others else ""
         raise InputError(failed[first] + more)
     return list(outputs.values())
 

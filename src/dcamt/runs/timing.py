@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,10 +16,12 @@ import torch
 
 from dcamt.config import Config, MethodConfig, Patch, load_config
 from dcamt.engine.device import make_fabric
+from dcamt.engine.precision import use_float32_where_needed
 from dcamt.engine.trainer import Update, make_optimizers
 from dcamt.errors import InputError
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, count_windows
+from dcamt.memory import kept_memory
 from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent, safe_path
 from dcamt.records.run_folder import RunConfig
@@ -92,7 +95,8 @@ def measure(
         else:
             memory = _in_own_process(config)
         found[name] = {"name": name, **counted, "memory_mb": memory / 1e6}
-    times = _take_turns(subjects, rounds or (20 if gpu else 3))
+    with kept_memory(4 * prod(patch)):
+        times = _take_turns(subjects, rounds or (20 if gpu else 3))
     for name, row in found.items():
         row["iteration_ms"] = 1e3 * median(times[name, "iterate"])
         row["volume_s"] = median(times[name, "segment"])
@@ -109,15 +113,16 @@ def measure(
 
 def measure_iteration(config: RunConfig) -> tuple[float, float]:
     """Seconds of an iteration and of a window of ``config``, on the device that it names."""
-    train, times = config.train, list[float]()
+    train, patch, times = config.train, config.plan.patch, list[float]()
     subject = _subject(config, (train.labeled_batch, train.unlabeled_batch))
-    subject.iterate()
-    while len(times) < 3 and sum(times) < 3:
-        times.append(_timed(subject.iterate))
-    subject.segment()
-    patch = config.plan.patch
+    with kept_memory(prod(patch) * (train.labeled_batch + train.unlabeled_batch)):
+        subject.iterate()
+        while len(times) < 3 and sum(times) < 3:
+            times.append(_timed(subject.iterate))
     windows = count_windows(_volume(patch), patch, config.predict)
-    return median(times), _timed(subject.segment) / windows
+    with kept_memory(prod(patch) * config.predict.batch):
+        subject.segment()
+        return median(times), _timed(subject.segment) / windows
 
 
 def cost_table(costs: Mapping[str, Any]) -> str:
@@ -157,6 +162,7 @@ def _subject(config: RunConfig, patches: tuple[int, int] | None = None) -> _Subj
     channels_last(method.to(fabric.device))
     update = Update(fabric, make_optimizers(method, config.train))
     batch = _batch(config, labeled, unlabeled, method.views).to(fabric.device)
+    use_float32_where_needed(method, lambda: batch, fabric)
     volume = torch.randn(len(config.plan.channels), *_volume(config.plan.patch))
     classes = len(config.plan.classes)
 
@@ -235,7 +241,8 @@ def _in_own_process(config: RunConfig) -> int:
 
 def _growth(config: RunConfig) -> int:
     before = _peak()
-    _subject(config).iterate()
+    with kept_memory(4 * prod(config.plan.patch)):
+        _subject(config).iterate()
     return _peak() - before
 
 

@@ -15,6 +15,7 @@ from dcamt.data.folder import volumes_in
 from dcamt.data.scans import find_scans
 from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.errors import InputError, first_of
+from dcamt.escape import from_csv_cell
 from dcamt.files import read_json, read_text
 from dcamt.records.finished_run import FinishedRun, read_run
 from dcamt.records.run_folder import CONFIG
@@ -247,7 +248,7 @@ def _ranking(path: Path | None) -> dict[str, tuple[int, dict[str, str]]]:
 
 
 def _rows(path: Path, needed: str) -> list[dict[str, str]]:
-    """The rows of a table; the quote before a case's name that would be a formula is left out."""
+    """The rows of a table; names of cases as they were before they were made safe."""
     try:
         table = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     except csv.Error:
@@ -257,9 +258,7 @@ def _rows(path: Path, needed: str) -> list[dict[str, str]]:
     rows = []
     for row in table:
         cells = {key: value or "" for key, value in row.items() if isinstance(key, str)}
-        case = cells[needed]
-        cells[needed] = case[1:] if case[:1] == "'" and case[1:2] in tuple("=+-@") else case
-        rows.append(cells)
+        rows.append(cells | {needed: from_csv_cell(cells[needed])})
     return rows
 
 

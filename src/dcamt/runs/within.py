@@ -13,8 +13,9 @@ from dcamt.config import Config
 from dcamt.data.dataset import Dataset
 from dcamt.data.look import Look
 from dcamt.data.plan import Fingerprint, make_plan
-from dcamt.errors import CannotHold, InputError
+from dcamt.errors import InputError
 from dcamt.inference.sliding_window import count_windows
+from dcamt.memory import is_out_of_memory
 from dcamt.networks import BACKBONES
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method, network_stride
@@ -136,8 +137,9 @@ def choose_size(
                 return replace(chosen, larger=expected)
         try:
             iteration, window = measure_iteration(config)
-        except (RuntimeError, MemoryError, CannotHold):
-            if chosen is None:
+        except Exception as error:
+            too_large = isinstance(error, InputError) or is_out_of_memory(error)
+            if chosen is None or not too_large:
                 raise
             return chosen  # the larger one is more than this machine holds
         segmentation = window * _windows(config, held_out) + _voxels(held_out) / _SCORED
