@@ -34,8 +34,9 @@ import dcamt
 from dcamt.config import Normalization, Plan, PredictConfig
 from dcamt.data.dataset import read_dataset
 from dcamt.data.phantom import draw_phantom, write_phantoms
+from dcamt.data.prepare import read_case
 from dcamt.data.space import to_network
-from dcamt.data.volume import read_image, read_label
+from dcamt.data.volume import read_label
 from dcamt.evaluation.metrics import segmentation_metrics
 from dcamt.inference.predict import restored_probabilities
 from dcamt.inference.predictor import Predictor, make_predictor
@@ -280,9 +281,11 @@ def dice_by_overlap(run: Path, data: Path, cases: int) -> None:
     scores: dict[str, list[float]] = {name: [] for name in settings}
     seconds = dict.fromkeys(settings, 0.0)
     for case in map(dataset.case, names):
-        assert case.label is not None
-        array, placement = to_network(read_image(case.images), plan)
-        label = read_label(case.label).array
+        image, labelled = read_case(case, plan.channels)
+        assert labelled is not None
+        array, placement = to_network(image, plan)
+        ignored = labelled.array == plan.ignore  # nobody annotated these: nothing counts there
+        label = np.where(ignored, 0, labelled.array)
         for name, chosen in settings.items():
             begin = time.process_time()
             found = branch_probabilities(
@@ -295,6 +298,7 @@ def dice_by_overlap(run: Path, data: Path, cases: int) -> None:
             )
             seconds[name] += time.process_time() - begin
             guess = restored_probabilities(found[0], placement).argmax(0)
+            guess[ignored] = 0
             scores[name].append(mean_dice(guess, label, len(plan.classes)))
     print(f"{len(names)} validation cases, patch {plan.patch}, {config.method.name}\n")
     print("| windows | Dice (%) | difference | times faster |\n|---|---|---|---|")

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from dcamt.data.dataset import read_dataset
+from dcamt.data.prepare import read_case
 from dcamt.data.space import to_network
-from dcamt.data.volume import read_image, read_label
+from dcamt.data.volume import read_label
 from dcamt.inference.predict import restored_probabilities
 from dcamt.inference.predictor import make_predictor
 from dcamt.inference.sliding_window import branch_probabilities
@@ -75,10 +76,11 @@ def errors(run: Path) -> tuple[Sequence[float], Sequence[float], Sequence[float]
     classes = len(plan.classes)
     rows = []
     for name in json.loads((run / "split.json").read_text(encoding="utf-8"))["val"]:
-        case = dataset.case(name)
-        assert case.label is not None
-        array, placement = to_network(read_image(case.images), plan)
-        label = read_label(case.label).array
+        image, labelled = read_case(dataset.case(name), plan.channels)
+        assert labelled is not None
+        array, placement = to_network(image, plan)
+        ignored = labelled.array == plan.ignore  # nobody annotated these: nothing counts there
+        label = np.where(ignored, 0, labelled.array)
         found = branch_probabilities(
             predictor, torch.from_numpy(array), plan.patch, classes, config.predict
         )
@@ -86,6 +88,8 @@ def errors(run: Path) -> tuple[Sequence[float], Sequence[float], Sequence[float]
             restored_probabilities(probabilities, placement).argmax(0)
             for probabilities in (found.mean(0), *found)
         )
+        for one in (guess, *alone):
+            one[ignored] = 0
         both = (guess > 0) & (label > 0)
         rows.append(
             [

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from dcamt.engine.checkpoint import check
 from dcamt.engine.device import make_fabric
 from dcamt.engine.signals import Interrupted
 from dcamt.engine.train import train
-from dcamt.evaluation.metrics import segmentation_metrics
+from dcamt.evaluation.metrics import metrics_per_class
 from dcamt.files import read_text, write_text
 from dcamt.inference.predictor import Predictor
 from dcamt.inference.sliding_window import branch_probabilities
@@ -40,7 +41,7 @@ from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
 from dcamt.runs.design import Row, parse_rows
 from dcamt.runs.plan import plan_run
-from dcamt.types import Progress
+from dcamt.types import IGNORE, Progress
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
@@ -143,11 +144,12 @@ def judge(method: Method, cases: Sequence[Prepared], config: RunConfig) -> dict[
         guesses = found.argmax(1).numpy()
         named = {f"branch {i + 1}": g for i, g in enumerate(guesses)} if len(guesses) > 1 else {}
         for name, guess in {**named, "mean": found.mean(0).argmax(0).numpy()}.items():
-            dice = [
-                segmentation_metrics(guess == k, case.label == k, config.plan.spacing)["dice"]
-                for k in range(1, classes)
-            ]
-            scores[name].append(100 * float(np.mean(dice)))
+            rows = metrics_per_class(
+                guess, case.label, range(1, classes), config.plan.spacing, IGNORE, ("dice",)
+            )
+            dice = [row["dice"] for row in rows if row["dice"] is not None]
+            if dice:
+                scores[name].append(100 * fmean(dice))
         if len(guesses) > 1:
             differ = (guesses != guesses[0]).any(0).sum()
             scores["differ"].append(100 * float(differ) / max(1, int((guesses > 0).any(0).sum())))
@@ -155,7 +157,11 @@ def judge(method: Method, cases: Sequence[Prepared], config: RunConfig) -> dict[
 
 
 def weighted_losses(config: RunConfig, log: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Every loss term over the training, times its weight then, smoothed over 5 % of the run."""
+    """Every loss term over the training, times its weight then, smoothed over 5 % of the run.
+
+    A term's weight is the option of its name (``mmd`` or ``mmd_weight``) or of its first word. An
+    unsupervised term without one takes the option ``weight``, if there is one.
+    """
     with log.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     options = config.method.options
@@ -170,9 +176,9 @@ def weighted_losses(config: RunConfig, log: Path) -> dict[str, tuple[list[int], 
     for term in list(rows[0])[3:]:
         if term == "val_dice":
             continue
-        weight = options.get(f"{term}_weight", options.get(term))
         supervised = term.startswith("supervised")
-        factor = 1.0 if weight is None else float(weight)
+        names = (f"{term}_weight", term, term.split("_")[0], *([] if supervised else ["weight"]))
+        factor = next((float(options[name]) for name in names if name in options), 1.0)
         values = np.array([float(row[term]) for row in rows]) * factor
         if not supervised:
             values = values * np.array(ramps)

@@ -221,7 +221,7 @@ class Batches(torch.utils.data.Dataset[Batch]):
         return apply_changes(patch, draw_changes(rng, len(patch), augment))
 
     def _centre(self, rng: Generator, case: Prepared) -> NDArray[np.int64] | None:
-        """A voxel of the foreground to place the patch on; None for a patch that may lie anywhere."""
+        """A foreground voxel to place the patch on; None for a patch that may lie anywhere."""
         if rng.random() >= self.train.foreground:
             return None
         if case.name not in self._foreground:

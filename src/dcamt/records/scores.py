@@ -61,7 +61,7 @@ class CaseScore(StructureScore, Named):
 
 
 class Counts(TypedDict):
-    """How many structures had which outcome. A reader of a file needs ``missed`` and ``invented``."""
+    """How many structures had which outcome. A reader needs ``missed`` and ``invented``."""
 
     ok: NotRequired[NonNegativeInt]
     missed: NonNegativeInt
