@@ -62,6 +62,3 @@ class Distilled(Method):
         taught = 0.5 * (divergence + soft_dice_between(logits[labeled:], said, inside))
         update(c.supervised * supervised + taught)
         return {"supervised": supervised, "taught": taught}
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.network(image).float().softmax(1).unsqueeze(0)

@@ -9,12 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from dcamt import api
-from dcamt.config import Normalization, Plan, load_config
-from dcamt.methods import METHODS
-from dcamt.runs.build import build_method
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and limits")
 
@@ -91,17 +87,6 @@ def test_what_is_told_is_what_is_taken(run, tmp_path, size, spacing, extras) -> 
     told, taken = json.loads(done.stdout.splitlines()[-1])
     print(f"told / taken: {told / taken:.2f}, {taken / 1e6:.0f} MB")
     assert 0.8 < told / taken < 1.4
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_says_how_many_networks_it_averages(name: str) -> None:
-    plan = Plan(
-        channels=("MR",), classes=("background", "one"), ignore=None, orientation="RAS",
-        spacing=(1.0, 1.0, 1.0), crop=False, normalization=(Normalization(),), patch=(16, 16, 16),
-    )  # fmt: skip
-    config = load_config(None, ["network.width=2", f"method.name={name}"])
-    method = build_method(config.model_copy(update={"plan": plan})).eval()
-    assert len(method.branches(torch.zeros(1, 1, 16, 16, 16))) == method.networks
 
 
 def dcamt(limit: int, *arguments: object) -> "subprocess.CompletedProcess[str]":

@@ -196,7 +196,7 @@ def test_boxes_have_sides_of_every_size_around_seven_tenths(build, batch, monkey
         return real(inside, drawn)
 
     monkeypatch.setattr(ad_mt, "cutmix", note)
-    monkeypatch.setattr(ad_mt, "ema_", lambda *_: None)
+    monkeypatch.setattr(ad_mt, "follow_", lambda *_: None)
     for seed in range(20):
         torch.manual_seed(seed)
         with torch.no_grad():

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods import dual_teacher
-from dcamt.methods.dual_teacher import DualTeacher, mix
+from dcamt.methods.dual_teacher import DualTeacher
 from dcamt.networks.vnet import VNet
+from dcamt.ops.mix import both_inside, paste
 from dcamt.types import IGNORE, Progress
 
 EVEN, ODD = Progress(500, 1000), Progress(505, 1000)  # epochs 100 and 101 of 200
@@ -99,8 +100,8 @@ def test_terms_are_the_equations(at, build, plain_update, batch, monkeypatch) ->
         assert torch.equal(mixed[b, :, x, y, z], strong[b, :, x, y, z])
     for b, x, y, z in voxels:
         other = 1 - b
-        paste = bool(taken[b, x, y, z]) and bool(batch.inside_u[other, x, y, z])
-        origin = other if paste else b
+        pasted = bool(taken[b, x, y, z]) and bool(batch.inside_u[other, x, y, z])
+        origin = other if pasted else b
         assert mixed[b, 0, x, y, z] == strong[origin, 0, x, y, z]
         told = int(p[origin, 1, x, y, z] > 0.5)
         pseudo -= float(log_p[2 + b, told, x, y, z])
@@ -127,7 +128,8 @@ def test_mixing_by_hand() -> None:
     image = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]).view(2, 1, 4, 1, 1)
     guess = torch.tensor([[0, 1, IGNORE, 1], [1, 1, 0, IGNORE]]).view(2, 4, 1, 1)
     taken = torch.tensor([[True, False, True, True], [True, True, True, True]]).view(2, 4, 1, 1)
-    mixed, label = mix(image, guess, taken)
+    taken &= both_inside(guess != IGNORE)
+    mixed, label = paste(image, taken), paste(guess, taken)
     # The padding of either patch, third and fourth, is neither taken nor painted over.
     assert mixed.flatten(1).tolist() == [[5, 2, 3, 4], [1, 2, 7, 8]]
     assert label.flatten(1).tolist() == [[1, 1, IGNORE, 1], [0, 1, 0, IGNORE]]
@@ -143,7 +145,7 @@ def test_boxes_vary_in_volume_around_a_half(build, batch, monkeypatch) -> None:
         return real(shape, side, device)
 
     monkeypatch.setattr(dual_teacher, "random_box", note)
-    monkeypatch.setattr(dual_teacher, "ema_", lambda *_: None)
+    monkeypatch.setattr(dual_teacher, "follow_", lambda *_: None)
     for seed in range(25):
         torch.manual_seed(seed)
         with torch.no_grad():

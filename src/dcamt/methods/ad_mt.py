@@ -33,7 +33,7 @@ from torch.distributions import Beta
 
 from dcamt.losses.consistency import masked_mean
 from dcamt.losses.overlap import cross_entropy, dice_ce, pseudo_label
-from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.methods.method import Method, follow_, frozen_copy
 from dcamt.networks.backbone import Network
 from dcamt.ops.mix import cutmix, paste
 from dcamt.section import Fraction, Section
@@ -42,6 +42,8 @@ from dcamt.types import Batch, Progress, Update
 
 class ADMT(Method):
     """One student, two teachers."""
+
+    predicts = ("student",)
 
     views = 1
 
@@ -85,17 +87,13 @@ class ADMT(Method):
         guess = paste(pseudo_label(p, certain), taken)
         supervised, pseudo = dice_ce(logits_l, batch.label_l), cross_entropy(logits_v, guess)
         update(supervised + c.weight * at.ramp(c.ramp) * pseudo)
-        # The true average at the start, a moving one later.
-        ema_(self.teachers[on_duty], self.student, min(1 - 1 / (before + 1), c.decay))
+        follow_(self.teachers[on_duty], self.student, c.decay, before)
         return {
             "supervised": supervised,
             "pseudo": pseudo,
             "certain": masked_mean(certain, batch.inside_u),
             "differ": masked_mean(differ, batch.inside_u),
         }
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.student(image).float().softmax(1).unsqueeze(0)
 
 
 def ensemble(first: Tensor, second: Tensor) -> Tensor:

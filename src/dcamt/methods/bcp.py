@@ -16,20 +16,20 @@ large); L_seg is 0.5 (cross-entropy + Dice) over both mixed volumes at once, whe
 one for each; pre-training takes the paper's share of the run, 2,000 of 17,000 iterations.
 """
 
-import torch
 from torch import Tensor
 
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.backbone import Network
-from dcamt.ops.components import largest_components
-from dcamt.ops.mix import copy_paste, random_box
+from dcamt.ops.mix import mixed_both_ways
 from dcamt.section import Fraction, Section
-from dcamt.types import IGNORE, Batch, Progress, Update
+from dcamt.types import Batch, Progress, Update
 
 
 class BCP(Method):
     """One student on mixed patches, and the teacher that labels their unlabelled part."""
+
+    predicts = ("student",)
 
     class Config(Section):
         paste: Fraction = 2 / 3
@@ -50,23 +50,10 @@ class BCP(Method):
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         c = self.config
-        mask = ~random_box(batch.label_l.shape[1:], c.paste, batch.label_l.device)
-        if at.iteration < c.pretrain * at.iterations:
-            image = torch.where(mask, batch.image_l, batch.image_l.roll(1, 0))
-            label = torch.where(mask, batch.label_l, batch.label_l.roll(1, 0))
-            loss = dice_ce(self.student(image), label)
-            update(loss)
-            ema_(self.teacher, self.student, 0.0)
-            return {"supervised": loss, "pseudo": torch.zeros_like(loss)}
-        with torch.no_grad():
-            guess = largest_components(self.teacher(batch.image_u).argmax(1))
-        guess = guess.masked_fill(~batch.inside_u, IGNORE)
-        image, known, guessed = copy_paste(batch, guess, mask)
+        pretraining = at.iteration < c.pretrain * at.iterations
+        image, known, guessed = mixed_both_ways(batch, self.teacher, c.paste, pretraining)
         logits = self.student(image)
         supervised, pseudo = dice_ce(logits, known), dice_ce(logits, guessed)
         update(supervised + c.weight * pseudo)
-        ema_(self.teacher, self.student, c.decay)
+        ema_(self.teacher, self.student, 0.0 if pretraining else c.decay)
         return {"supervised": supervised, "pseudo": pseudo}
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.student(image).float().softmax(1).unsqueeze(0)

@@ -38,7 +38,7 @@ from dcamt.types import IGNORE, Batch, Progress, Update
 class CoBioNet(Method):
     """Two V-Nets of equal rank, and what tells which voxels of each to trust."""
 
-    networks = 2
+    predicts = ("first", "second")
 
     class Config(Section):
         weight: float = 1.0
@@ -108,9 +108,6 @@ class CoBioNet(Method):
             "trusted_first": share_1,
             "trusted_second": share_2,
         }
-
-    def branches(self, image: Tensor) -> Tensor:
-        return torch.stack([self.first(image), self.second(image)]).float().softmax(2)
 
 
 def verdict_loss(verdict: Tensor, truth: float, inside: Tensor) -> Tensor:

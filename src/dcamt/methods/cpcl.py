@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import cross_entropy, dice_ce, one_hot, pseudo_label
-from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.methods.method import Method, follow_, frozen_copy
 from dcamt.networks.backbone import Backbone, Network
 from dcamt.ops.prototypes import cosine, prototypes
 from dcamt.section import Fraction, Section
@@ -36,6 +36,8 @@ from dcamt.types import IGNORE, Batch, Progress, Update
 
 class CPCL(Method):
     """One student on labelled patches, one teacher on unlabelled ones."""
+
+    predicts = ("student",)
 
     class Config(Section):
         forward_weight: float = 0.1
@@ -72,12 +74,8 @@ class CPCL(Method):
         backward = cross_entropy(q_l, known_l)
         cycle = c.forward_weight * forward + c.backward_weight * backward
         update(supervised + at.ramp(c.ramp) * cycle)
-        # The true average at the start, a moving one later.
-        ema_(self.teacher, self.student, min(1 - 1 / (at.iteration + 1), c.decay))
+        follow_(self.teacher, self.student, c.decay, at.iteration)
         return {"supervised": supervised, "forward": forward, "backward": backward}
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.student(image).float().softmax(1).unsqueeze(0)
 
 
 def read(network: Backbone, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,8 @@ from dcamt.types import Batch, Progress, Update
 class CPS(Method):
     """Two V-Nets of equal rank."""
 
+    predicts = ("first",)
+
     class Config(Section):
         weight: float = 0.1
         """Weight of the loss on unlabelled patches."""
@@ -54,6 +56,3 @@ class CPS(Method):
             "cross_first": cross_1,
             "cross_second": cross_2,
         }
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.first(image).float().softmax(1).unsqueeze(0)

@@ -121,9 +121,6 @@ class CrossMatch(Method):
         logits = network.head(network.upsample(features, skips))
         return logits.split([len(plain), *3 * [len(dropped)]])
 
-    def branches(self, image: Tensor) -> Tensor:
-        return self.network(image).float().softmax(1).unsqueeze(0)
-
 
 def agreement(logits: Tensor, label: Tensor) -> Tensor:
     """The Dice loss on unlabelled patches."""

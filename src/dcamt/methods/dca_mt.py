@@ -50,7 +50,7 @@ _COMPONENTS = {
 class DCAMT(Method):
     """Teacher and student; ``predict`` averages their probabilities."""
 
-    networks = 2
+    predicts = ("teacher", "student")
 
     class Config(Section):
         """Options; the paper's symbols in brackets.

@@ -31,9 +31,9 @@ from torch.distributions import Beta
 
 from dcamt.losses.consistency import masked_mean
 from dcamt.losses.overlap import cross_entropy, dice_ce, pseudo_label
-from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.methods.method import Method, follow_, frozen_copy
 from dcamt.networks.backbone import Network
-from dcamt.ops.mix import random_box, random_classes
+from dcamt.ops.mix import both_inside, paste, random_box, random_classes
 from dcamt.ops.noise import jittered
 from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
@@ -41,6 +41,8 @@ from dcamt.types import IGNORE, Batch, Progress, Update
 
 class DualTeacher(Method):
     """One student with dropout, two teachers without."""
+
+    predicts = ("student",)
 
     class Config(Section):
         weight: float = 1.0
@@ -83,7 +85,8 @@ class DualTeacher(Method):
         else:
             taken = random_classes(guess, p_u.shape[1]).roll(1, 0)
         strong = jittered(batch.image_u, c.intensity)
-        mixed, label = mix(strong, guess, taken)
+        taken = taken & both_inside(batch.inside_u)
+        mixed, label = paste(strong, taken), paste(guess, taken)
         logits = self.student(torch.cat([batch.image_l, mixed, strong]))
         sizes = [len(batch.image_l), len(mixed), len(strong)]
         logits_l, logits_m, logits_s = logits.split(sizes)
@@ -92,26 +95,10 @@ class DualTeacher(Method):
         pseudo = share * cross_entropy(logits_m, label)
         implicit = share * cross_entropy(logits_s, guess.masked_fill(~certain, IGNORE))
         update(supervised + c.weight * pseudo + c.implicit * implicit)
-        # The true average at the start of a turn, a moving one later.
-        ema_(teacher, self.student, min(1 - 1 / (since + 1), c.decay))
+        follow_(teacher, self.student, c.decay, since)  # each turn averages anew
         return {
             "supervised": supervised,
             "pseudo": pseudo,
             "implicit": implicit,
             "certain": share,
         }
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.student(image).float().softmax(1).unsqueeze(0)
-
-
-def mix(image: Tensor, guess: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """Every patch with the voxels ``taken`` ``(U, X, Y, Z)`` from the patch before it.
-
-    ``image`` ``(U, C, X, Y, Z)`` and ``guess`` ``(U, X, Y, Z)`` are mixed alike. Padding, IGNORE in
-    ``guess``, is neither taken nor painted over.
-    """
-    real = guess != IGNORE
-    taken = taken & real & real.roll(1, 0)
-    mixed = torch.where(taken.unsqueeze(1), image.roll(1, 0), image)
-    return mixed, torch.where(taken, guess.roll(1, 0), guess)

@@ -45,6 +45,8 @@ from dcamt.types import IGNORE, Batch, Progress, Update
 class DualFete(Method):
     """Two teachers and a student, none of which is an average of another."""
 
+    predicts = ("student",)
+
     views = 2
 
     class Config(Section):
@@ -143,6 +145,3 @@ class DualFete(Method):
         statistics = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
         logits = functional_call(self.student, weights | statistics, (batch.image_l,))
         return cross_entropy(logits, batch.label_l)
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.student(image).float().softmax(1).unsqueeze(0)

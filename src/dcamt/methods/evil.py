@@ -16,6 +16,7 @@ other peers, where the authors schedule each network apart.
 import torch
 from torch import Tensor
 
+from dcamt.losses.consistency import masked_mean
 from dcamt.losses.evidential import (
     concentration,
     evidential_cross_entropy,
@@ -31,6 +32,8 @@ from dcamt.types import Batch, Progress, Update
 
 class EVIL(Method):
     """An evidential network and a segmentation network."""
+
+    predicts = ("s_net",)
 
     class Config(Section):
         weight: float = 0.1
@@ -66,11 +69,8 @@ class EVIL(Method):
             "supervised_s": supervised_s,
             "to_s": to_s,
             "to_e": to_e,
-            "certain": certain.sum() / batch.inside_u.sum().clamp(min=1),
+            "certain": masked_mean(certain, batch.inside_u),
         }
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.s_net(image).float().softmax(1).unsqueeze(0)
 
 
 def evidence_loss(a: Tensor, label: Tensor, anneal: float) -> Tensor:

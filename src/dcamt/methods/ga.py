@@ -26,7 +26,7 @@ from dcamt.types import Batch, Progress, Update
 class GA(Method):
     """Two V-Nets of equal rank."""
 
-    networks = 2
+    predicts = ("first", "second")
 
     class Config(Section):
         weight: float = 0.1
@@ -70,6 +70,3 @@ class GA(Method):
     def _loss(self, logits: Tensor, label: Tensor, share: float) -> Tensor:
         entropy = ga_cross_entropy(logits, label, share, self.config.gamma)
         return 0.5 * (entropy + ga_dice(logits, label))
-
-    def branches(self, image: Tensor) -> Tensor:
-        return torch.stack([self.first(image), self.second(image)]).float().softmax(2)

@@ -34,7 +34,7 @@ from dcamt.types import IGNORE, Batch, Progress, Update
 class MCF(Method):
     """A V-Net, or another backbone, and a ResNet that correct each other."""
 
-    networks = 2
+    predicts = ("vnet", "resnet")
 
     class Config(Section):
         disagreement: float = 0.5
@@ -91,7 +91,3 @@ class MCF(Method):
             "consistency": consistency,
             "vnet_is_better": a_is_better.float(),
         }
-
-    def branches(self, image: Tensor) -> Tensor:
-        logits = torch.stack([self.vnet(image), self.resnet(image)])
-        return logits.float().softmax(2)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcamt.losses.consistency import softmax_mse
 from dcamt.losses.overlap import dice_ce
-from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.methods.method import Method, follow_, frozen_copy
 from dcamt.networks.backbone import Network
 from dcamt.ops.noise import noisy
 from dcamt.section import Fraction, Section
@@ -20,6 +20,8 @@ from dcamt.types import Batch, Progress, Update
 
 class MeanTeacher(Method):
     """One student trained by gradients, one teacher that follows it."""
+
+    predicts = ("student",)
 
     class Config(Section):
         weight: float = 0.1
@@ -44,9 +46,5 @@ class MeanTeacher(Method):
             target = self.teacher(noisy(batch.image_u)).float().softmax(1)
         consistency = softmax_mse(logits[labeled:], target, batch.inside_u)
         update(supervised + self.config.weight * at.ramp(self.config.ramp) * consistency)
-        # The true average at the start, a moving one later.
-        ema_(self.teacher, self.student, min(1 - 1 / (at.iteration + 1), self.config.decay))
+        follow_(self.teacher, self.student, self.config.decay, at.iteration)
         return {"supervised": supervised, "consistency": consistency}
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.student(image).float().softmax(1).unsqueeze(0)

@@ -21,8 +21,9 @@ class Method(nn.Module):
     """Base of every method; being a module, device, state and resume come free."""
 
     Config: ClassVar[type[Section]] = Section
-    networks: ClassVar[int] = 1
-    """How many networks ``predict`` averages."""
+    predicts: ClassVar[tuple[str, ...]] = ("network",)
+    """The networks whose mean is the prediction: names of attributes, unless ``branches`` is
+    overridden."""
     least_side: ClassVar[int] = 1
     """Voxels that each side of a patch must have."""
     views: int = 0
@@ -31,6 +32,11 @@ class Method(nn.Module):
     def __init__(self, config: Any, network: Network):
         super().__init__()
         self.config = config
+
+    @property
+    def networks(self) -> int:
+        """How many networks ``predict`` averages."""
+        return len(self.predicts)
 
     @classmethod
     def backbones(cls, config: Any, network: BackboneConfig) -> tuple[BackboneConfig, ...]:
@@ -64,7 +70,8 @@ class Method(nn.Module):
 
     def branches(self, image: Tensor) -> Tensor:
         """Probabilities of each network that ``predict`` averages, ``(N, B, K, X, Y, Z)``."""
-        raise NotImplementedError
+        found = [getattr(self, name)(image).float().softmax(1) for name in self.predicts]
+        return torch.stack(found)
 
 
 @torch.no_grad()
@@ -72,6 +79,14 @@ def ema_(target: nn.Module, source: nn.Module, decay: float) -> None:
     """``target <- decay target + (1 - decay) source`` for every parameter, in place."""
     for t, s in zip(target.parameters(), source.parameters(), strict=True):
         t.lerp_(s, 1 - decay)
+
+
+def follow_(teacher: nn.Module, student: nn.Module, decay: float, before: int) -> None:
+    """Make ``teacher`` the average of the student's weights: of all so far, later a moving one.
+
+    ``before``: how often it was done already. ``decay``: share that it keeps of itself, at most.
+    """
+    ema_(teacher, student, min(1 - 1 / (before + 1), decay))
 
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)

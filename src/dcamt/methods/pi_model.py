@@ -49,6 +49,3 @@ class PiModel(Method):
         consistency = softmax_mse(logits[labeled:], again, batch.inside_u)
         update(supervised + self.config.weight * at.ramp(self.config.ramp) * consistency)
         return {"supervised": supervised, "consistency": consistency}
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.network(image).float().softmax(1).unsqueeze(0)

@@ -41,6 +41,3 @@ class PseudoLabel(Method):
         pseudo = cross_entropy(logits[labeled:], guess)
         update(supervised + self.config.weight * at.ramp(self.config.ramp) * pseudo)
         return {"supervised": supervised, "pseudo": pseudo}
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.network(image).float().softmax(1).unsqueeze(0)

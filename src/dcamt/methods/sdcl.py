@@ -35,8 +35,7 @@ from dcamt.losses.overlap import dice_ce, one_hot
 from dcamt.methods.method import Method, ema_, frozen_copy
 from dcamt.networks.backbone import Network
 from dcamt.networks.resnet import ResNet34
-from dcamt.ops.components import largest_components
-from dcamt.ops.mix import copy_paste, random_box
+from dcamt.ops.mix import mixed_both_ways
 from dcamt.section import Fraction, Section
 from dcamt.types import IGNORE, Batch, Progress, Update
 
@@ -44,7 +43,7 @@ from dcamt.types import IGNORE, Batch, Progress, Update
 class SDCL(Method):
     """Two students, a V-Net or another backbone and a ResNet, and the teacher of both."""
 
-    networks = 2
+    predicts = ("vnet", "resnet")
 
     class Config(Section):
         mse: float = 0.5
@@ -80,17 +79,8 @@ class SDCL(Method):
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         c = self.config
-        mask = ~random_box(batch.label_l.shape[1:], c.paste, batch.label_l.device)
         pretraining = at.iteration < c.pretrain * at.iterations
-        if pretraining:
-            image = torch.where(mask, batch.image_l, batch.image_l.roll(1, 0))
-            known = torch.where(mask, batch.label_l, batch.label_l.roll(1, 0))
-            guessed = torch.full_like(known, IGNORE)
-        else:
-            with torch.no_grad():
-                guess = largest_components(self.teacher(batch.image_u).argmax(1))
-            guess = guess.masked_fill(~batch.inside_u, IGNORE)
-            image, known, guessed = copy_paste(batch, guess, mask)
+        image, known, guessed = mixed_both_ways(batch, self.teacher, c.paste, pretraining)
         said = {"vnet": self.vnet(image), "resnet": self.resnet(image)}
         label = torch.where(known == IGNORE, guessed, known)
         weight = torch.where(known == IGNORE, c.weight, 1.0)
@@ -108,9 +98,6 @@ class SDCL(Method):
         update(loss)
         ema_(self.teacher, self.vnet, 0.0 if pretraining else c.decay)
         return terms
-
-    def branches(self, image: Tensor) -> Tensor:
-        return torch.stack([self.vnet(image), self.resnet(image)]).float().softmax(2)
 
 
 def corrections(

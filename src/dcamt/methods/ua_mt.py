@@ -19,9 +19,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from dcamt.losses.consistency import softmax_mse
+from dcamt.losses.consistency import masked_mean, softmax_mse
 from dcamt.losses.overlap import dice_ce
-from dcamt.methods.method import Method, ema_, frozen_copy
+from dcamt.methods.method import Method, follow_, frozen_copy
 from dcamt.networks.backbone import Network
 from dcamt.ops.noise import noisy
 from dcamt.section import Fraction, Section
@@ -30,6 +30,8 @@ from dcamt.types import Batch, Progress, Update
 
 class UAMT(Method):
     """One student trained by gradients, one teacher that also says how sure it is."""
+
+    predicts = ("student",)
 
     class Config(Section):
         weight: float = 0.1
@@ -61,18 +63,14 @@ class UAMT(Method):
         certain = batch.inside_u & (entropy(mean) < threshold)
         consistency = softmax_mse(logits[labeled:], target, certain)
         update(supervised + c.weight * at.ramp(c.ramp) * consistency)
-        # The true average at the start, a moving one later.
-        ema_(self.teacher, self.student, min(1 - 1 / (at.iteration + 1), c.decay))
-        share = certain.sum() / batch.inside_u.sum().clamp(min=1)
+        follow_(self.teacher, self.student, c.decay, at.iteration)
+        share = masked_mean(certain, batch.inside_u)
         return {"supervised": supervised, "consistency": consistency, "certain": share}
 
     @torch.no_grad()
     def _teach(self, image: Tensor) -> Tensor:
         """The teacher's probabilities of ``image`` plus noise, std 0.1 clipped to +-0.2."""
         return self.teacher(noisy(image)).float().softmax(1)
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.student(image).float().softmax(1).unsqueeze(0)
 
 
 def entropy(probabilities: Tensor) -> Tensor:

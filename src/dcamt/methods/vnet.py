@@ -24,6 +24,3 @@ class Supervised(Method):
         loss = dice_ce(self.network(batch.image_l), batch.label_l)
         update(loss)
         return {"supervised": loss}
-
-    def branches(self, image: Tensor) -> Tensor:
-        return self.network(image).float().softmax(1).unsqueeze(0)

@@ -1,10 +1,11 @@
 """Mixing patches of two cases."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from dcamt.ops.components import largest_components
 from dcamt.types import IGNORE, Batch
 
 
@@ -19,6 +20,24 @@ def random_box(shape: Sequence[int], share: float, device: torch.device) -> Tens
     x, y, z = (slice(a, a + s) for a, s in zip(starts, sizes, strict=True))
     mask[x, y, z] = True
     return mask
+
+
+def mixed_both_ways(
+    batch: Batch, teacher: Callable[[Tensor], Tensor], share: float, pretraining: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches mixed with a box of ``share`` of each side, their labels and the teacher's (BCP).
+
+    While ``pretraining``, labelled patches are mixed among themselves. Else as ``copy_paste``,
+    where ``teacher`` gives logits of unlabelled patches, of which the largest components count.
+    """
+    mask = ~random_box(batch.label_l.shape[1:], share, batch.label_l.device)
+    if pretraining:
+        image = torch.where(mask, batch.image_l, batch.image_l.roll(1, 0))
+        known = torch.where(mask, batch.label_l, batch.label_l.roll(1, 0))
+        return image, known, torch.full_like(known, IGNORE)
+    with torch.no_grad():
+        guess = largest_components(teacher(batch.image_u).argmax(1))
+    return copy_paste(batch, guess.masked_fill(~batch.inside_u, IGNORE), mask)
 
 
 def copy_paste(batch: Batch, guess: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,12 +63,20 @@ def copy_paste(batch: Batch, guess: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
 def cutmix(inside: Tensor, sides: Tensor) -> Tensor:
     """What each patch takes from the one before it: a bool mask ``(U, X, Y, Z)``, a box in each.
 
-    ``sides`` ``(U,)`` are shares of each side of a patch; 0 is no box. Padding, False in ``inside``
-    ``(U, X, Y, Z)``, is neither taken nor painted over. Yun et al., "CutMix", ICCV 2019.
+    ``sides`` ``(U,)`` are shares of each side of a patch; 0 is no box. Yun et al., "CutMix", ICCV
+    2019. For ``inside`` see ``both_inside``.
     """
     shape, device = inside.shape[1:], inside.device
     boxes = [random_box(shape, side, device) & (side > 0) for side in sides.tolist()]
-    return torch.stack(boxes) & inside & inside.roll(1, 0)
+    return torch.stack(boxes) & both_inside(inside)
+
+
+def both_inside(inside: Tensor) -> Tensor:
+    """Where neither a patch nor the one before it is padding, False in ``inside`` (U, X, Y, Z).
+
+    Padding is neither taken nor painted over.
+    """
+    return inside & inside.roll(1, 0)
 
 
 def paste(values: Tensor, taken: Tensor) -> Tensor:
