@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dcamt.data.formats import FORMATS, dicom, file_stem
+from dcamt.data.formats.dicom_slice import PACKED
 from dcamt.files import check_fetched, leads_nowhere
 
 OTHER_FORMATS = (
@@ -14,7 +15,6 @@ OTHER_FORMATS = (
     *dicom.ENDINGS,
 )
 CHANNEL_NUMBER = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 UNFETCHED = (".dvc", ".part", ".crdownload")
 """What DVC and downloads call a file whose content is not there yet."""
 LITERATURE = "mri_norm2.h5"
@@ -103,7 +103,7 @@ def _is_meant_as_volume(path: Path) -> bool:
     ending = path.suffix.lower()
     if file_stem(path.stem) is not None:
         waits = ending in UNFETCHED and not path.with_suffix("").exists()
-        return waits or ending in COMPRESSED
+        return waits or ending in PACKED
     return ending in OTHER_FORMATS
 
 
@@ -139,7 +139,7 @@ def why_not(path: Path) -> str:
         return "a single slice is no scan; give the folder that holds the DICOM series"
     if file_stem(path.stem) is not None and path.suffix.lower() in UNFETCHED:
         return f"stands for {path.stem}, which is not there; fetch that first"
-    if file_stem(path.stem) is not None and path.suffix.lower() in COMPRESSED:
+    if file_stem(path.stem) is not None and path.suffix.lower() in PACKED:
         return "is packed; unpack it"
     return f"unsupported file ending; use one of {', '.join(FORMATS)}, or a folder of DICOM slices"
 

@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dcamt.data.formats import FORMATS, dicom, ending_of, format_of, nifti
-from dcamt.data.formats.guard import Array
 from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Forms, Stored
 from dcamt.data.grid import (
     GRID_TOLERANCE,
+    Array,
     apart,
     in_c_order,
     is_nowhere,
@@ -96,7 +96,7 @@ def read_image(paths: Sequence[Path], series: int | None = None, ordered: bool =
         volumes[index] = aligned(first, volumes[index], paths[0], paths[index], "channel")
     arrays = [volume.array for volume in volumes]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    if ordered:
+    if ordered and not (array.flags.c_contiguous and array.flags.writeable):
         array = in_c_order(array)
     remarks = dict.fromkeys(remark for volume in volumes for remark in volume.remarks)
     return Volume(array, first.affine, first.forms, tuple(remarks))

@@ -128,23 +128,27 @@ def count_windows(shape: Patch, patch: Patch, config: PredictConfig) -> int:
 
 def window_step(patch: Patch, config: PredictConfig) -> Patch:
     """Voxels from one window to the next along each axis; the last one is moved back to fit."""
-    shares = window_overlap(patch, config)
-    x, y, z = (max(1, int(n * (1 - share))) for n, share in zip(patch, shares, strict=True))
+    check_stride(patch, config)
+    if config.stride is not None:
+        return config.stride
+    x, y, z = (max(1, int(n * (1 - config.overlap))) for n in patch)
     return x, y, z
 
 
-def window_overlap(patch: Patch, config: PredictConfig) -> tuple[float, float, float]:
-    """The overlap along each axis, as a fraction of the patch.
+def check_stride(patch: Patch, config: PredictConfig) -> None:
+    """InputError if ``config.stride`` is larger than the patch and would skip voxels."""
+    stride = config.stride or patch
+    if any(step > size for step, size in zip(stride, patch, strict=True)):
+        raise InputError(
+            f"predict.stride = {list(stride)} skips voxels: no side may be larger than the patch, "
+            f"{list(patch)}"
+        )
 
-    Raises InputError if ``config.stride`` is larger than the patch and would skip voxels.
-    """
+
+def window_overlap(patch: Patch, config: PredictConfig) -> tuple[float, float, float]:
+    """The overlap along each axis, as a fraction of the patch."""
     if config.stride is None:
         return config.overlap, config.overlap, config.overlap
-    if any(step > size for step, size in zip(config.stride, patch, strict=True)):
-        raise InputError(
-            f"predict.stride = {list(config.stride)} skips voxels: no side may be larger than the "
-            f"patch, {list(patch)}"
-        )
 
     def overlap(step: int, size: int) -> float:
         # A step is rounded down; half a voxel more keeps it from falling below ``step``.

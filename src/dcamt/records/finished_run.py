@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 # Pydantic cannot read typing's TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
+from dcamt.data.formats import OUTPUT_FORMATS
 from dcamt.errors import InputError
 from dcamt.files import read_json, read_text
 from dcamt.plain_yaml import load_yaml
@@ -101,14 +102,17 @@ def read_run(run: Path) -> FinishedRun:
         config=config,
         split=checked(read_json(run / "split.json"), _SPLIT, run / "split.json"),
         versions={key: str(value) for key, value in read_json(run / "versions.json").items()},
-        log=_read_log(run / "log.csv"),
+        log=read_log(run / "log.csv"),
         scores=read_scores(scores) if scores.is_file() else None,
         data=checked(read_json(data), _DATA, data) if data.is_file() else None,
     )
 
 
-def _read_log(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Columns of the log, each (rows,) float64 with NaN for empty cells."""
+def read_log(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Columns of the log, each (rows,) float64 with NaN for empty cells.
+
+    Raises InputError for a file that is no log.
+    """
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     except csv.Error:
@@ -130,5 +134,5 @@ def _number(cell: str | None) -> float:
 
 def segmentation_in(folder: Path, case: str) -> Path:
     """The file of a case among segmentations or maps; .nii.gz if there is none in any format."""
-    others = (folder / f"{case}.{ending}" for ending in ("nrrd", "mha", "h5"))
-    return next((path for path in others if path.is_file()), folder / f"{case}.nii.gz")
+    usual, *others = (folder / f"{case}.{ending}" for ending in OUTPUT_FORMATS)
+    return next((path for path in others if path.is_file()), usual)

@@ -21,7 +21,7 @@ from dcamt.reporting.curves import plot_curves
 from dcamt.reporting.page import render_page
 from dcamt.reporting.planes import TINTS, oblique_angle, plot_planes
 from dcamt.reporting.style import data_uri
-from dcamt.reporting.values import DASH, heading, shown, unit_of
+from dcamt.reporting.values import DASH, class_name, heading, shown, unit_of
 from dcamt.reporting.viewer import LAYERS, embed, run_cases, view_data
 
 
@@ -83,7 +83,7 @@ def _class_rows(scores: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
     """One row a class, worst Dice first."""
     return [
         {
-            "name": _class_name(key, names),
+            "name": class_name(key, names),
             "figures": [
                 (_text(found[metric], metric), _text(found["std"][metric], metric))
                 for metric in metrics_of(scores)
@@ -107,7 +107,7 @@ def _case_rows(scores: Scores, names: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             "case": row["case"],
-            "name": _class_name(row["class"], names),
+            "name": class_name(row["class"], names),
             "outcome": row["outcome"],
             "flagged": row["outcome"] in (MISSED, INVENTED),
             "figures": [_text(row[metric], metric) for metric in metrics_of(scores)],
@@ -120,11 +120,6 @@ def _dice(row: CaseScore | ClassScore) -> float:
     """Dice to sort by: what has none comes last."""
     dice = row.get("dice")
     return math.inf if dice is None else dice
-
-
-def _class_name(value: Any, names: Sequence[str]) -> str:
-    text = str(value)
-    return names[int(text)] if text.isdecimal() and int(text) < len(names) else text
 
 
 def _text(value: float | None, metric: Metric) -> str:

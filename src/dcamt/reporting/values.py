@@ -1,12 +1,19 @@
 """How metrics are shown: their headings, and their values as text."""
 
 import math
+from collections.abc import Sequence
 
 from dcamt.evaluation.metrics import OVERLAPS, TITLES
 from dcamt.records.scores import Metric
 
 DASH = "\N{EN DASH}"
 """Stands for a value that does not exist."""
+
+
+def class_name(value: int | str, names: Sequence[str]) -> str:
+    """The name of the class with that label value, "class 7" if ``names`` has none."""
+    text = str(value)
+    return names[int(text)] if text.isdecimal() and int(text) < len(names) else f"class {text}"
 
 
 def scale(metric: Metric) -> int:

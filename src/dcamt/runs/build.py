@@ -19,6 +19,7 @@ from dcamt.data.plan import fits, multiples
 from dcamt.distillation import Distilled
 from dcamt.engine import checkpoint
 from dcamt.errors import InputError
+from dcamt.inference.sliding_window import check_stride
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.networks import BACKBONES
@@ -113,8 +114,12 @@ def network_stride(config: Config, patch: Patch, spacing: Triple) -> Stride:
 
 
 def check_networks(config: RunConfig) -> None:
-    """InputError unless the method can train with the backbones, patches and batches it is to."""
+    """InputError unless the method can train with the backbones, patches and batches it is to.
+
+    Nor may windows skip voxels when the run predicts.
+    """
     plan, train = config.plan, config.train
+    check_stride(plan.patch, config.predict)
     stride = network_stride(config, plan.patch, plan.spacing)
     if not fits(plan.patch, stride):
         raise InputError(

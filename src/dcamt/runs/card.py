@@ -15,7 +15,7 @@ from dcamt.files import read_text
 from dcamt.records.finished_run import FinishedRun, SplitPart, read_run
 from dcamt.records.run_folder import read_config
 from dcamt.records.scores import Scores, Summary, class_summary
-from dcamt.reporting.values import DASH, heading, with_spread
+from dcamt.reporting.values import DASH, class_name, heading, with_spread
 from dcamt.runs.build import build_method, check_segments
 from dcamt.runs.export_bundle import MODEL
 from dcamt.runs.init import KEY
@@ -194,7 +194,7 @@ def _figures(runs: Sequence[FinishedRun], classes: Sequence[str]) -> str:
         of_runs = [_part(score, key) for score in found]
         figures = over_seeds(of_runs) if len(found) > 1 else of_runs[0]
         cells = [with_spread(figures["mean"][m], figures["std"][m], m) for m in metrics]
-        name = "mean" if key == "mean" else markdown(_class_name(key, classes))
+        name = "mean" if key == "mean" else markdown(class_name(key, classes))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     over = f"{len(found)} runs" if len(found) > 1 else "cases"
     missed = sum(score["missed"] for score in found)
@@ -208,10 +208,6 @@ def _figures(runs: Sequence[FinishedRun], classes: Sequence[str]) -> str:
             + (f" NSD is within {found[0]['tolerance']:g} {unit}." if "nsd" in metrics else ""),
         ]
     )
-
-
-def _class_name(value: Any, classes: Sequence[str]) -> str:
-    return classes[int(value)] if int(value) < len(classes) else f"class {value}"
 
 
 def _part(score: Scores, key: str) -> Summary:
@@ -234,6 +230,6 @@ def _limits(runs: Sequence[FinishedRun], classes: Sequence[str]) -> str:
         dice, worst = min(scored, key=lambda pair: pair[0])
         lines.append(
             "- Worst structure of a validation case: "
-            f"{markdown(_class_name(worst['class'], classes))}, Dice {percent(dice, 1)}."
+            f"{markdown(class_name(worst['class'], classes))}, Dice {percent(dice, 1)}."
         )
     return "\n".join(lines)

@@ -8,7 +8,6 @@ from dcamt.config import with_overrides
 from dcamt.data.outputs import refuse_within_dataset
 from dcamt.engine.together import started_by_torchrun
 from dcamt.errors import InputError
-from dcamt.inference.sliding_window import window_overlap
 from dcamt.networks import BACKBONES
 from dcamt.records.run_folder import RunConfig, has_begun, refuse_existing_run
 from dcamt.runs.build import (
@@ -83,7 +82,6 @@ def _plan(run: Path, teacher: RunConfig, changes: Sequence[str]) -> Planned:
     asked = with_overrides(values, changes, f"{run}/config.yaml")
     told = {"method": resolve_method(asked.method), "network": resolve_network(asked.network)}
     config = RunConfig(**{**dict(asked), **told})
-    window_overlap(config.plan.patch, config.predict)  # refuses a stride that skips voxels
     check_networks(config)
     return Planned(config, planned.split, planned.dataset, planned.ready)
 

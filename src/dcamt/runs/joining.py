@@ -16,7 +16,6 @@ from dcamt.data.survey import Survey, fingerprint, survey
 from dcamt.errors import first_of
 from dcamt.federation import Ready, Summary, agree, summarise
 from dcamt.files import write_text
-from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import told_of_memory
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import check_networks, network_stride, resolve_method, resolve_network
@@ -69,7 +68,6 @@ def share_plan(config: Config, summaries: Mapping[str, Summary]) -> RunConfig:
     """The configuration of all sites, from what they told; InputError if there is no such one."""
     method, network = resolve_method(config.method), resolve_network(config.network)
     plan = agree(summaries, config.data, partial(network_stride, config))
-    window_overlap(plan.patch, config.predict)  # refuses a stride that skips voxels
     told = {"plan": plan, "method": method, "network": network}
     shared = RunConfig(**{**dict(config), **told})
     check_networks(shared)

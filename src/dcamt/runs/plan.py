@@ -12,7 +12,6 @@ from dcamt.data.split import Labels, Split, choose_split, hide_labels
 from dcamt.data.survey import fingerprint, survey
 from dcamt.errors import InputError, first_of
 from dcamt.files import same_folder
-from dcamt.inference.sliding_window import window_overlap
 from dcamt.memory import told_of_memory
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import check_networks, network_stride, resolve_method, resolve_network
@@ -70,7 +69,6 @@ def plan_run(
     )
     if seen.plan is None:
         raise first_of(seen.errors)
-    window_overlap(seen.plan.patch, config.predict)  # refuses a stride that skips voxels
     told = {
         "dataset": dataset.resolve(),
         "plan": seen.plan,

@@ -15,7 +15,7 @@ from rich.console import Console
 from dcamt.config import PredictConfig
 from dcamt.data.dataset import Case
 from dcamt.data.folder import remarks_on
-from dcamt.data.formats import ending_of
+from dcamt.data.formats import OUTPUT_FORMATS, ending_of
 from dcamt.data.formats.dicom_seg import check_sources
 from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.scans import check_can_be_watched, find_scans, scans_so_far
@@ -26,7 +26,7 @@ from dcamt.escape import printable
 from dcamt.files import alone, holds, read_json, refuse_links, remove_abandoned, write_text
 from dcamt.inference.predict import EXTRA_FOLDERS, Extras, extra_files
 from dcamt.inference.predictor import Backend
-from dcamt.inference.sliding_window import window_overlap
+from dcamt.inference.sliding_window import check_stride
 from dcamt.records.run_folder import RunConfig
 from dcamt.reporting.console import plain_console
 from dcamt.runs.build import digest, load_run
@@ -35,7 +35,6 @@ from dcamt.runs.summary import CSV, JSON, refuse_other_summary, summary_of
 from dcamt.runs.watch import watch
 from dcamt.section import validated
 
-OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 RECORD = "predict.json"
 """Beside the segmentations of a folder: the weights and settings that made them."""
 _BARE = {RECORD, CSV, JSON, *EXTRA_FOLDERS}
@@ -157,7 +156,7 @@ def _with_windows(config: RunConfig, windows: Mapping[str, Any]) -> RunConfig:
         given.setdefault("stride", None)  # the run's stride would win otherwise
     values = config.predict.model_dump() | given
     settings = validated(PredictConfig, values, "predict")
-    window_overlap(config.plan.patch, settings)  # refuses a stride that skips voxels
+    check_stride(config.plan.patch, settings)
     return config.model_copy(update={"predict": settings})
 
 

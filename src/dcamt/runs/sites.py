@@ -4,8 +4,6 @@ RUN/sites/SITE is the site's own run folder. What lies there stays at the site: 
 state of its optimisers, its log, the segmentations of its validation cases.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +21,11 @@ from dcamt.engine.signals import Interrupted
 from dcamt.engine.trainer import Done, Trainer
 from dcamt.errors import InputError
 from dcamt.federation import Protocol, Update, stays
-from dcamt.files import read_text
 from dcamt.inference.predict import SUMMARY
 from dcamt.inference.validate import mean_dice
 from dcamt.methods.method import Method
 from dcamt.privacy import clipped
+from dcamt.records.finished_run import read_log
 from dcamt.records.run_folder import RunConfig
 from dcamt.records.scores import CaseScore, read_scores
 from dcamt.records.summary import CaseNumbers, read_numbers
@@ -162,15 +160,12 @@ def _take(method: Method, shared: Mapping[str, Tensor], own: Set[str]) -> None:
 
 def _losses(log: Path, since: int, until: int) -> dict[str, list[float]]:
     """Each term of the loss in the iterations after ``since``, from the log of a site."""
-    rows = [
-        row
-        for row in csv.DictReader(io.StringIO(read_text(log), newline=""))
-        if since < int(row["iteration"]) <= until
-    ]
-    if not rows:
+    columns = read_log(log)
+    rows = (since < columns["iteration"]) & (columns["iteration"] <= until)
+    if not rows.any():
         raise InputError(f"{log}: lacks the rows of this round; start a new run in another --out")
     others = {"iteration", "seconds", "learning_rate", "val_dice"}
-    return {name: [float(row[name]) for row in rows] for name in rows[0] if name not in others}
+    return {name: columns[name][rows].tolist() for name in columns if name not in others}
 
 
 def own_network(site: Site, shared: Mapping[str, Tensor], protocol: Protocol) -> Method:

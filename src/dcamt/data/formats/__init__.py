@@ -10,9 +10,10 @@ from typing import Any
 
 from dcamt.data.formats import hdf5, metaimage, nifti, nrrd
 from dcamt.data.formats.content import is_packed, kind_of, other_kind, start_of
-from dcamt.data.formats.guard import Array, file_size, reading
+from dcamt.data.formats.guard import file_size, reading
 from dcamt.data.formats.hdf5 import Part
 from dcamt.data.formats.stored import Forms, Stored
+from dcamt.data.grid import Array
 from dcamt.errors import InputError
 from dcamt.files import check_fetched
 
@@ -59,6 +60,8 @@ FORMATS = {
     ".mhd": replace(_META, write=None),
     ".h5": Format(hdf5.KIND, hdf5.read, _without_forms(hdf5.write)),
 }
+OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
+"""What segmentations and maps are written as; the first unless another is asked for."""
 """By ending. A folder of DICOM slices is the one format without an ending: see dicom.py."""
 
 

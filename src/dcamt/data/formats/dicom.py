@@ -31,8 +31,9 @@ from dcamt.data.formats.dicom_slice import (
     pixels_of,
     same_image,
 )
-from dcamt.data.formats.guard import Array, check_axes, check_claim, file_size, reading
+from dcamt.data.formats.guard import check_axes, check_claim, file_size, reading
 from dcamt.data.formats.stored import Stored
+from dcamt.data.grid import Array
 from dcamt.errors import InputError
 from dcamt.processes import child_environment
 

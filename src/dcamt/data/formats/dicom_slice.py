@@ -18,10 +18,11 @@ import pydicom
 from pydicom.filereader import _read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
-from dcamt.data.formats.guard import Array, Bounded
+from dcamt.data.formats.guard import Bounded
+from dcamt.data.grid import Array
 
 ENDINGS = (".dcm", ".ima", ".dicom")
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")
 ALIKE = 1e-3
 """Difference of two direction cosines that is rounding."""
 MODALITIES = ("CT", "MR", "PT", "NM", "US", "XA", "RF", "CR", "DX", "MG", "OT")

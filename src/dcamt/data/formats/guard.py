@@ -12,11 +12,8 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from dcamt.data.grid import is_usable
+from dcamt.data.grid import Array, is_usable
 from dcamt.errors import InputError
 from dcamt.memory import check_fits, is_out_of_memory, lack_of_memory
 
@@ -28,8 +25,6 @@ WORKING_BYTES = 12
 """Memory that one voxel takes while it is read: as stored, as float32 and as a copy of that."""
 _PIECE = 1 << 16
 _MOST_LINKS = 40
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @contextlib.contextmanager

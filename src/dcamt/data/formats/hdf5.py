@@ -12,15 +12,9 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from dcamt.data.formats.guard import (
-    DEFLATE_LIMIT,
-    Array,
-    check_axes,
-    check_claim,
-    file_size,
-    reading,
-)
+from dcamt.data.formats.guard import DEFLATE_LIMIT, check_axes, check_claim, file_size, reading
 from dcamt.data.formats.stored import Stored
+from dcamt.data.grid import Array
 from dcamt.errors import InputError
 
 KIND = "HDF5"

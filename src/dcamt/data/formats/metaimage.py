@@ -13,7 +13,6 @@ import numpy as np
 from dcamt.data.formats.guard import (
     DEFLATE_LIMIT,
     HEADER_LIMIT,
-    Array,
     beside,
     check_axes,
     check_claim,
@@ -23,7 +22,7 @@ from dcamt.data.formats.guard import (
     reading,
 )
 from dcamt.data.formats.stored import Stored
-from dcamt.data.grid import millimetres
+from dcamt.data.grid import Array, millimetres
 from dcamt.errors import InputError
 
 KIND = "MetaImage"

@@ -12,7 +12,6 @@ import numpy as np
 from dcamt.data.formats.content import START_BYTES, is_packed, start_of
 from dcamt.data.formats.guard import (
     DEFLATE_LIMIT,
-    Array,
     check_axes,
     check_claim,
     contents,
@@ -21,7 +20,7 @@ from dcamt.data.formats.guard import (
     reading,
 )
 from dcamt.data.formats.stored import Forms, Stored
-from dcamt.data.grid import GRID_TOLERANCE, apart, is_sheared, is_usable, millimetres
+from dcamt.data.grid import GRID_TOLERANCE, Array, apart, is_sheared, is_usable, millimetres
 from dcamt.errors import InputError
 
 KIND = "NIfTI"

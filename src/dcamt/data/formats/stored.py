@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from dcamt.data.formats.guard import Array
+from dcamt.data.grid import Array
 
 NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
