@@ -83,7 +83,7 @@ class DataConfig(Section):
     modality: Literal["mr", "ct", "normalized"] | None = None
     """`ct`, `mr`, or `normalized`: intensities are used as they are."""
     window: Window | None = None
-    """Intensities to clip to, e.g. [-120, 240] HU."""
+    """Intensities to clip to, e.g. [-120, 240] HU; of channels named CT, if there are any."""
     crop: bool | None = None
     """Whether to crop to the box of voxels that are not zero."""
     patch: Patch | None = None

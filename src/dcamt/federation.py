@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dcamt.config import ClassCodes, DataConfig, Plan
 from dcamt.data.dataset import Dataset
-from dcamt.data.plan import Fingerprint, StrideOf, make_plan, scheme_of
+from dcamt.data.plan import Fingerprint, StrideOf, make_plan, schemes_of
 from dcamt.errors import InputError
 from dcamt.networks.attention import CrossAttention
 from dcamt.networks.backbone import Backbone
@@ -165,14 +165,10 @@ def summarise(dataset: Dataset, found: Fingerprint, data: DataConfig) -> Summary
         inside=found.inside[order].tolist(),
         lost=found.lost,
         histograms=[
-            _histogram(found.foreground[:, channel], data) if _scaled_alike(name, data) else None
-            for channel, name in enumerate(dataset.channels)
+            _histogram(found.foreground[:, channel], data) if scheme == "ct" else None
+            for channel, scheme in enumerate(schemes_of(dataset.channels, data))
         ],
     )
-
-
-def _scaled_alike(channel: str, data: DataConfig) -> bool:
-    return scheme_of(channel, data) == "ct"
 
 
 def _histogram(values: NDArray[np.float32], data: DataConfig) -> Histogram:

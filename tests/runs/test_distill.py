@@ -223,7 +223,7 @@ def test_what_cannot_teach_is_one_sentence(cli, tiny_run, phantoms, tmp_path, ti
     settings = [s for s in tiny if not s.startswith("method.")]
     pre = api.pretrain(phantoms, tmp_path / "pre", set=settings, quiet=True)
     for run, words in (
-        (tmp_path / "exported", "is exported and names no data set"),
+        (tmp_path / "exported", "names no data set, as it is exported"),
         (pre, "which segment nothing"),
         (phantoms, "is not a run folder"),
     ):

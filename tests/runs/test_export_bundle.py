@@ -105,6 +105,55 @@ def test_channels_in_files_of_their_own_become_one_image(turned_scan, tmp_path):
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+def of_two_channels(folder, out=None):
+    """The bundle's own steps around a network that takes what is bright in T1 for the tumour."""
+    parser = ConfigParser(export_bundle.workflow(RunConfig(plan=TWO_CHANNELS)))
+    parser["network_def"] = "$lambda x: torch.cat([-x[:, :1], x[:, :1]], 1)"
+    parser["dataset_dir"], parser["output_dir"] = str(folder), str(out)
+    return parser
+
+
+def test_four_digits_may_also_be_the_number_of_a_case(turned_scan, tmp_path):
+    image = nib.load(turned_scan)
+    values = image.get_fdata(dtype=np.float32)
+    turned_scan.unlink()
+    both = nib.Nifti1Image(np.stack([values, values], -1), image.affine)
+    files = [str(tmp_path / f"case_{number:04}.nii.gz") for number in (0, 1, 2)]
+    for numbered in (files[1:], files[1:2], files):
+        for path in numbered:
+            nib.save(both, path)
+        parser = of_two_channels(tmp_path)
+        assert parser.get_parsed_content("datalist") == numbered
+        assert parser.get_parsed_content("dataset")[0]["image"].shape[0] == 2
+        for path in numbered:
+            Path(path).unlink()
+
+
+def test_a_scan_of_other_channels_is_refused(turned_scan, tmp_path):
+    image = nib.load(turned_scan)
+    values = image.get_fdata(dtype=np.float32)
+    for count in (1, 3):
+        array = np.stack([values] * count, -1) if count > 1 else values
+        nib.save(nib.Nifti1Image(array, image.affine), turned_scan)
+        with pytest.raises(RuntimeError) as error:
+            of_two_channels(tmp_path).get_parsed_content("dataset")[0]
+        assert "each scan must have 2 channels" in repr(error.getrepr(chain=True))
+
+
+def test_files_of_two_channels_may_lie_in_any_way(tmp_path):
+    """Sagittal: the first axis of the file points to the front."""
+    affine = np.array([[0, 0, 1.5, 3], [1.5, 0, 0, -7], [0, 1.5, 0, 2], [0, 0, 0, 1.0]])
+    values = np.random.default_rng(0).normal(50, 10, (20, 24, 18)).astype(np.float32)
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir()
+    for channel in (0, 1):
+        nib.save(nib.Nifti1Image(values, affine), folder / f"a_{channel:04}.nii.gz")
+    of_two_channels(folder, out).get_parsed_content("run")
+    found = nib.load(out / "a_0000_seg.nii.gz")
+    np.testing.assert_allclose(found.affine, affine, atol=1e-6)
+    assert found.shape == values.shape and 0 < found.get_fdata().mean() < 1
+
+
 def test_metadata_has_what_the_specification_asks_for(exported, tiny_run):
     metadata = json.loads((exported / "configs" / "metadata.json").read_text())
     assert metadata.keys() >= {

@@ -84,8 +84,8 @@ def make_plan(
         spacing=spacing,
         crop=crop,
         normalization=tuple(
-            _normalization(name, found.foreground[:, channel], masked, data)
-            for channel, name in enumerate(dataset.channels)
+            _normalization(scheme, found.foreground[:, channel], masked, data)
+            for channel, scheme in enumerate(schemes_of(dataset.channels, data))
         ),
         patch=patch,
         codes=dict(dataset.codes),
@@ -165,19 +165,26 @@ def multiples(stride: Sequence[int]) -> str:
     return f"{', '.join(first)} and {last}, one for each axis"
 
 
-def scheme_of(channel: str, data: DataConfig) -> str:
-    """One of ``MEANINGS``: by ``data.modality``, else by the channel's name as nnU-Net reads it,
-    else z-score per scan. Only "ct" looks at intensities of labelled voxels."""
-    named = MEANINGS.get(channel.strip().lower(), "zscore")
-    chosen = {"mr": "zscore", "ct": "ct", "normalized": "none", None: named}[data.modality]
-    return "ct" if data.window is not None and chosen == "zscore" else chosen
+def schemes_of(channels: Sequence[str], data: DataConfig) -> list[str]:
+    """One of ``MEANINGS`` for each channel: by ``data.modality``, else by the channel's name as
+    nnU-Net reads it, else z-score per scan. Only "ct" looks at intensities of labelled voxels.
+
+    A ``data.window`` is for the channels of CT. If there is none, it is for those of z-score.
+    """
+    fixed = {"mr": "zscore", "ct": "ct", "normalized": "none"}
+    chosen = [
+        fixed[data.modality] if data.modality else MEANINGS.get(name.strip().lower(), "zscore")
+        for name in channels
+    ]
+    if data.window is None or "ct" in chosen:
+        return chosen
+    return ["ct" if scheme == "zscore" else scheme for scheme in chosen]
 
 
 def _normalization(
-    channel: str, values: NDArray[np.float32], masked: bool, data: DataConfig
+    chosen: str, values: NDArray[np.float32], masked: bool, data: DataConfig
 ) -> Normalization:
-    """As ``scheme_of`` says; CT is clipped and scaled by the labelled foreground."""
-    chosen = scheme_of(channel, data)
+    """By the scheme ``chosen``; CT is clipped and scaled by the labelled foreground."""
     if chosen == "none":
         return Normalization(scheme="none")
     if chosen == "minmax":

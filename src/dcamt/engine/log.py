@@ -159,16 +159,28 @@ def _numbers(done: Done) -> list[float]:
 
 
 def _keep_rows(path: Path, iteration: int) -> float:
-    """Drop the rows after ``iteration``, which will be made again; returns the seconds so far."""
+    """Drop the rows after ``iteration``, which will be made again; returns the seconds so far.
+
+    Iterations rise from row to row. A row that does not, such as a last line cut short, ends what
+    is kept.
+    """
     if not path.exists():
         return 0.0
     if iteration == 0:
         path.unlink()
         return 0.0
-    kept = read_text(path).splitlines()[: 1 + iteration]
+    head, *rows = read_text(path).splitlines() or [""]
+    kept: list[str] = []
+    before = 0
     try:
+        for row in rows:
+            number = int(row.split(",")[0] or 0)
+            if not before < number <= iteration:
+                break
+            kept.append(row)
+            before = number
         seconds = float(kept[-1].split(",")[1])
     except (IndexError, ValueError):
         raise InputError(f"{path}: is broken; remove it and go on, or start a new run") from None
-    write_text(path, "\n".join(kept) + "\n")
+    write_text(path, "\n".join([head, *kept]) + "\n")
     return seconds

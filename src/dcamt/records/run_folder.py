@@ -14,8 +14,12 @@ from dcamt.errors import InputError
 from dcamt.files import holds, read_json, refuse_existing, write_text
 
 CONFIG = "config.yaml"
-_FIRST = {"versions.json", "data.json", "split.json", "summary.json"}
+_FIRST = {"versions.json", "data.json", "split.json", "summary.json", "sites"}
 """What is written before the configuration, by which a folder is known as a run."""
+FEDERATION = "federation"
+"""In versions.json of a federation: the protocol, and what each site has."""
+LEFT_OUT = "left out"
+"""In versions.json, if it happened: the sites that some rounds went on without."""
 
 
 class RunConfig(Config):
@@ -32,6 +36,12 @@ def read_config(run: Path) -> RunConfig:
     if config.plan is None:
         raise InputError(f"{run}/{CONFIG}: has no plan; give a run that `dcamt train` wrote")
     return RunConfig(**dict(config))
+
+
+def is_federation(run: Path) -> bool:
+    """Whether several sites trained the run: names of cases stay there, here they are numbers."""
+    path = run / "versions.json"
+    return path.exists() and FEDERATION in read_json(path)
 
 
 def has_begun(run: Path) -> bool:

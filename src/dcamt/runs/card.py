@@ -13,16 +13,17 @@ from dcamt.escape import markdown, printable
 from dcamt.evaluation.statistics import metrics_of, over_seeds
 from dcamt.files import read_text
 from dcamt.records.finished_run import FinishedRun, SplitPart, read_run
-from dcamt.records.run_folder import read_config
+from dcamt.records.run_folder import FEDERATION, LEFT_OUT, read_config
 from dcamt.records.scores import Scores, Summary, class_summary
 from dcamt.reporting.values import DASH, class_name, heading, with_spread
 from dcamt.runs.build import build_method, check_segments
 from dcamt.runs.export_bundle import MODEL
 from dcamt.runs.init import KEY
-from dcamt.runs.rounds import KEY as FEDERATION
 from dcamt.runs.teacher import KEY as TEACHER
 from dcamt.wording import number_of, percent
 
+_TOLD = {"taught by": TEACHER, "federated": FEDERATION, "sites left out": LEFT_OUT}
+"""Lines of the card, and the keys in versions.json that they tell."""
 LONGEST_LICENCE = 200
 """Characters of a licence that are shown: some data sets state the whole text."""
 
@@ -95,14 +96,12 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
                 "started from": first.versions.get(KEY, "random weights"),
                 **{
                     title: first.versions[key]
-                    for title, key in (("taught by", TEACHER), ("federated", FEDERATION))
+                    for title, key in _TOLD.items()
                     if key in first.versions
                 },
                 "weights": _CHOSEN[weights],
                 "computed with": ", ".join(
-                    f"{k} {v}"
-                    for k, v in first.versions.items()
-                    if k not in (KEY, TEACHER, FEDERATION)
+                    f"{k} {v}" for k, v in first.versions.items() if k not in (KEY, *_TOLD.values())
                 ),
             }
         ),

@@ -69,7 +69,8 @@ def _plan(run: Path, teacher: RunConfig, changes: Sequence[str]) -> Planned:
     """The light training: data, split, plan and settings of ``run``, with a network of its own."""
     if teacher.dataset is None:
         raise InputError(
-            f"{run}: is exported and names no data set; give the run folder of `dcamt train`"
+            f"{run}: names no data set, as it is exported or of several sites; give the run folder "
+            "of `dcamt train`, or of one site"
         )
     planned = reopen(run)
     values: dict[str, Any] = teacher.model_dump(mode="json")

@@ -25,6 +25,7 @@ from dcamt.inference.graph import WholeMethod, check_agrees, example_windows
 from dcamt.inference.sliding_window import window_overlap
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
+from dcamt.wording import number_of
 
 MODEL = "models/model.ts"
 _USE = """
@@ -141,11 +142,11 @@ def workflow(config: RunConfig) -> dict[str, Any]:
     """
     plan, predict = config.plan, config.predict
     return {
-        "imports": ["$import glob", "$import itertools", "$import re"],
+        "imports": ["$import glob"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/segmentations'",
-        "datalist": _scans(plan),
+        **_scans(plan),
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "network_def": {
             "_target_": "torch.jit.load",
@@ -181,13 +182,21 @@ def workflow(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _scans(plan: Plan) -> str:
-    """An expression for the scans of a folder; those of several channels may be several files."""
-    found = "sorted(glob.glob(@dataset_dir + '/*.nii*'))"
-    if len(plan.channels) == 1:
-        return f"${found}"
-    case = r"lambda path: re.sub(r'_\d{4}(?=\.nii)', '', path)"
-    return f"$[list(files) for _, files in itertools.groupby({found}, {case})]"
+def _scans(plan: Plan) -> dict[str, Any]:
+    """The scans of a folder. Those of several channels may be several files, from CASE_0000 on."""
+    found = "$sorted(glob.glob(@dataset_dir + '/*.nii*'))"
+    count = len(plan.channels)
+    if count == 1:
+        return {"datalist": found}
+    numbers = [f"_{channel:04d}.nii" for channel in range(count)]
+    files = f"[first.replace('_0000.nii', number) for number in {numbers}]"
+    return {
+        "files": found,
+        "first": "$[path for path in @files if '_0000.nii' in path]",
+        # Four digits may also be the number of a case: then each file holds all channels.
+        "by_channel": f"$[{files} for first in @first]",
+        "datalist": "$@by_channel if sorted(sum(@by_channel, [])) == @files else @files",
+    }
 
 
 def _to_grid(plan: Plan) -> dict[str, Any]:
@@ -214,9 +223,12 @@ def _is_masked(plan: Plan) -> bool:
 
 def _before(plan: Plan) -> list[dict[str, Any]]:
     image = {"keys": "image"}
+    count = len(plan.channels)
+    needs = f"each scan must have {number_of(count, 'channel')}; metadata.json says which"
     steps: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", **image},
         {"_target_": "EnsureChannelFirstd", **image},
+        _changed(f"(torch._assert(len(x) == {count}, {needs!r}), x)[1]"),
         {"_target_": "Orientationd", **image, "axcodes": plan.orientation},
     ]
     if plan.crop:
@@ -276,6 +288,11 @@ def _after() -> list[dict[str, Any]]:
             "nearest_interp": False,
         },
         {"_target_": "AsDiscreted", **pred, "argmax": True},
+        # Else SaveImaged takes the axis of several files for one of space, and may not find an affine.
+        {
+            "_target_": "Lambda",
+            "func": "$lambda case: (case['pred'].meta.update(original_channel_dim=float('nan')), case)[1]",
+        },
         {
             "_target_": "SaveImaged",
             **pred,

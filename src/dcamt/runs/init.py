@@ -12,7 +12,7 @@ from dcamt.engine import checkpoint
 from dcamt.engine.transfer import read_start
 from dcamt.errors import InputError
 from dcamt.files import read_json
-from dcamt.records.run_folder import RunConfig
+from dcamt.records.run_folder import RunConfig, is_federation
 from dcamt.runs.build import build_method
 from dcamt.wording import number_of
 
@@ -96,6 +96,11 @@ def _seen_before(weights: Path, split: Split) -> list[str]:
     lists: list[object] = []
     with suppress(InputError):  # an exported folder has no split, and a lone file no folder
         kept = read_json(weights.parent / "split.json")
+        if is_federation(weights.parent):
+            return [
+                f"warning: {weights.name} was trained by several sites, and names of cases stay "
+                "there: check that no case of validation or test was among them"
+            ]
         lists = [kept.get("labeled"), kept.get("unlabeled")]
     learnt = [name for names in lists if isinstance(names, list) for name in names]
     judged = [name for name in (*split.val, *split.test) if name in learnt]

@@ -190,8 +190,11 @@ def _check_place(input: Path, out: Path, scans: Sequence[Case], single: bool) ->
     refuse_within_dataset(out, input if input.is_dir() else None)
     images = {image.absolute() for scan in scans for image in scan.images}
     place = out.resolve()
-    among = not single and place in {image.parent.resolve() for image in images}
-    if among or any(place.is_relative_to(i.resolve()) for i in images if i.is_dir()):
+    folders = {image.parent.resolve() for image in images}
+    if input.is_dir():  # scans may come there later
+        folders.add(input.resolve())
+    series = [image.resolve() for image in images if image.is_dir()]
+    if (not single and place in folders) or any(place.is_relative_to(one) for one in series):
         raise InputError(f"{out}: is the folder of the scans; choose another --out")
 
 

@@ -32,7 +32,7 @@ from dcamt.methods.method import Method
 from dcamt.networks.backbone import Backbone
 from dcamt.records.check import checked
 from dcamt.records.finished_run import SplitRecord
-from dcamt.records.run_folder import RunConfig
+from dcamt.records.run_folder import RunConfig, is_federation
 from dcamt.reporting.console import plain_console
 from dcamt.runs.build import load_run
 
@@ -80,11 +80,17 @@ def rank_scans(
         raise InputError(f"--budget {budget}: give a number of scans, at least 1")
     refuse_existing(out)
     config, method = load_run(run, weights)
+    console = plain_console(stderr=True, quiet=quiet)
     scans = _unlabelled(run, find_scans(input, len(config.plan.channels)), input)
+    if is_federation(run):
+        console.print(
+            f"warning: several sites trained {printable(str(run))}, and names of cases stay there. "
+            "If these are the scans of one of them, give the run folder of that site: it leaves "
+            "out those with a label"
+        )
     place = torch.device(choose_device(device, "32-true")[0])
     predictor = make_predictor(method, config.plan, place)
     encoder = _encoder(method).to(place)
-    console = plain_console(stderr=True, quiet=quiet)
     found: list[Ranked] = []
     features: list[NDArray[np.float32]] = []
     failed: list[str] = []

@@ -6,6 +6,7 @@ It knows the sites by what they tell (``dcamt.federation``), be they folders of 
 
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol as Interface
@@ -13,7 +14,7 @@ from typing import Protocol as Interface
 import torch
 from torch import Tensor
 
-from dcamt.config import Config
+from dcamt.config import Config, save_config
 from dcamt.data.dataset import Dataset
 from dcamt.data.split import Split
 from dcamt.engine import checkpoint
@@ -48,11 +49,14 @@ from dcamt.methods.method import Method
 from dcamt.privacy import noisy
 from dcamt.processes import safe_path
 from dcamt.records.run_folder import (
+    CONFIG,
+    FEDERATION,
+    LEFT_OUT,
     RunConfig,
     has_begun,
     read_config,
     refuse_existing_run,
-    write_beginning,
+    write_first,
 )
 from dcamt.records.scores import CaseScore
 from dcamt.records.summary import CALIBRATION, CaseNumbers
@@ -65,8 +69,6 @@ from dcamt.runs.resume import refuse_changes
 from dcamt.runs.sites import Outcome
 from dcamt.runs.train import LOWER_TRAINING, WRITTEN, versions_of
 
-KEY = "federation"
-"""In versions.json: the protocol, and what each site has."""
 _SECRET = "noise.secret"
 """In the run folder, until training ends: what the noise is drawn from. It is never sent."""
 
@@ -151,9 +153,10 @@ def lead(
     with alone(out), safe_path():
         if versions is not None:
             refuse_existing_run(out, resume)  # another may have begun while this one planned
+            versions |= {FEDERATION: _record(ready, protocol)}
+            write_first(out, _split(ready), _dataset(ready), versions)
             sites.begin(shared)
-            versions |= {KEY: _record(ready, protocol)}
-            write_beginning(out, shared, _split(ready), _dataset(ready), versions)
+            save_config(shared, out / CONFIG)
         refuse_links(out, (*WRITTEN, "sites"))
         remove_temporary(out)
         cases = {name: len(one.val) for name, one in ready.items()}
@@ -170,7 +173,7 @@ def _record(ready: Mapping[str, Ready], protocol: Protocol) -> str:
 
 
 def _refuse_other_protocol(out: Path, record: str) -> None:
-    kept = read_json(out / "versions.json").get(KEY)
+    kept = read_json(out / "versions.json").get(FEDERATION)
     if kept != record:
         raise InputError(
             f"{out}: was begun as {kept}, not as {record}; give the same options, or start a new "
@@ -205,9 +208,11 @@ def _train(
 ) -> dict[str, Tensor]:
     """All rounds that are left; returns the shared weights. ``cases``: for validation, by site."""
     method, last, done, best = build_method(config), out / "last.safetensors", 0, None
+    left_out: Counter[str] = Counter()  # rounds without a site, by its name
     if last.exists():
         state = checkpoint.load(last, method)
         done, best = state["iteration"], state["best"]
+        left_out.update(state.get("left_out", {}))
     elif protocol.half:
         method.load_state_dict(rounded(method.state_dict()))
     shared, own = _weights(method), stays(method, protocol)
@@ -219,7 +224,8 @@ def _train(
             part = {name: value for name, value in shared.items() if name not in own}
             sent = shared if since == 0 or complete else part
             wanted = shared if complete else part
-            updates = _round(sites.train(sent, since), wanted, since, protocol, log)
+            updates, missing = _round(sites.train(sent, since), wanted, since, protocol, log)
+            left_out.update(missing)
             method.load_state_dict(shared | _mean(updates, since, protocol, out))
             shared = _weights(method)
             _note_losses(log, updates, config, since, protocol.iterations)
@@ -232,9 +238,14 @@ def _train(
                         best = dice
                         state = {"iteration": until, "best": best}
                         checkpoint.save(out / "best.safetensors", method, {}, state)
-            checkpoint.save(last, method, {}, {"iteration": until, "best": best})
-            log.flush()
+            log.flush()  # first, so that a kill in between costs no row
+            state = {"iteration": until, "best": best, "left_out": left_out}
+            checkpoint.save(last, method, {}, state)
     (out / _SECRET).unlink(missing_ok=True)
+    if left_out:
+        told = [f"{name} in {n} of {protocol.rounds} rounds" for name, n in left_out.items()]
+        versions = out / "versions.json"
+        write_json({**read_json(versions), LEFT_OUT: "; ".join(told)}, versions)
     return shared
 
 
@@ -271,25 +282,29 @@ def _round(
     since: int,
     protocol: Protocol,
     log: TrainingLog,
-) -> list[Update]:
-    """The updates of one round; a site whose one cannot be used is told and left out.
+) -> tuple[list[Update], list[str]]:
+    """The updates of one round, and the sites left out, as their update cannot be used.
 
     Raises InputError if none can be used.
     """
-    number, updates, why = since // protocol.iterations + 1, [], None
+    number, updates, missing, why = since // protocol.iterations + 1, [], [], None
     for name, update in sent:
         why = str(update) if isinstance(update, InputError) else refusal(update, wanted)
         if why is None and isinstance(update, Update):
             updates.append(update)
+        else:
+            missing.append(name)
         told = "is done" if why is None else f"is left out: {why}"
         line = f"round {number} of {protocol.rounds}: {name} {told}"
+        if log.bar.console.quiet and why is not None:
+            print(printable(line), file=sys.stderr)  # nobody may miss it
         log.bar.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     if not updates:
         raise InputError(
             f"no site could be used in round {number} (the last: {why}); the round before is kept: "
             "lower train.learning_rate or check the scans, and use --resume"
         )
-    return updates
+    return updates, missing
 
 
 def _note_losses(

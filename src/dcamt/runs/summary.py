@@ -13,6 +13,7 @@ from dcamt.errors import InputError
 from dcamt.escape import csv_cell
 from dcamt.files import read_json, read_text, write_json, write_text
 from dcamt.inference.predict import SUMMARY
+from dcamt.records.run_folder import is_federation
 from dcamt.records.summary import (
     CALIBRATION,
     Calibration,
@@ -79,9 +80,12 @@ def _of_weights(
     if weights != "last":
         return None, f"{CSV} has no confidence: it is known of the last weights only"
     if found is None or not any(found["classes"]):
+        why = f"{CSV} has no confidence: {run} has no {CALIBRATION} of two validation cases or more"
+        if is_federation(run):
+            return None, why
         return None, (
-            f"{CSV} has no confidence: {run} has no {CALIBRATION} of two validation cases or more; "
-            "`dcamt train DATASET --out RUN --resume` adds it to a finished run that has them"
+            f"{why}; `dcamt train DATASET --out RUN --resume` adds it to a finished run that has "
+            "them"
         )
     fewest = min(one["cases"] for one in found["classes"] if one)
     if fewest >= _FEW:

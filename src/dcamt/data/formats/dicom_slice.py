@@ -180,7 +180,12 @@ def _image(path: Path, head: pydicom.Dataset, kind: str, pixels: int) -> Slice |
         if missing:
             reason = f"lacks {', '.join(missing)}, so that it has no place in space; {AGAIN}"
             return Unfit(path, reason, capture, known)
-        return _slice(path, head, series, capture, pixels)
+        one = _slice(path, head, series, capture, pixels)
+        if one.compressed and head.get("PhotometricInterpretation") == "MONOCHROME1":
+            # Decoders invert it, and uncompressed slices are taken as they are.
+            reason = "is compressed and MONOCHROME1; export the series without compression"
+            return Unfit(path, reason, False, known)
+        return one
     except Exception:
         return Unfit(path, DAMAGED, False, known)
 
