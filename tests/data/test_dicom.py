@@ -145,6 +145,14 @@ def test_compressed_pixels(tmp_path: Path, write_series, private, syntax: str) -
     assert not any(value in str(error.value) for value in private.values())
 
 
+def test_what_decoders_invert_is_refused(tmp_path: Path, write_series) -> None:
+    folder = write_series(tmp_path / "scan", ARRAY, AFFINE, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read_image([folder]).array[0], ARRAY)
+    compress(folder, RLELossless)
+    with pytest.raises(InputError, match="is compressed and MONOCHROME1"):
+        read_image([folder])
+
+
 def test_several_series_are_listed_and_one_is_chosen(tmp_path: Path, write_series, private) -> None:
     folder = write_series(tmp_path / "scans", ARRAY, AFFINE, SeriesNumber=7, Modality="CT")
     write_series(folder, ARRAY[:, :, :4] + 1, AFFINE, SeriesNumber=3)

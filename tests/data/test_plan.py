@@ -145,6 +145,20 @@ def test_modality_and_window_win_over_the_name(tmp_path):
     assert how.mean == pytest.approx(values.astype(np.float32).clip(40, 80).mean(), rel=1e-5)
 
 
+def test_a_window_is_for_the_channels_of_ct(tmp_path):
+    values = np.random.default_rng(0).normal(60, 20, (5000, 2)).astype(np.float32)
+    seen, window = found([(1, 1, 1)], None, values), (40.0, 80.0)
+    for names, modality, windowed in (
+        (("CT", "PET"), None, [True, False]),
+        (("MR", "noNorm"), None, [True, False]),
+        (("MR", "PET"), None, [True, True]),
+        (("CT", "PET"), "ct", [True, True]),
+    ):
+        data = DataConfig(window=window, modality=modality)
+        plan = make_plan(dataset_of(tmp_path, names), seen, data)
+        assert [(how.low, how.high) == window for how in plan.normalization] == windowed
+
+
 def test_ct_without_any_labelled_foreground_is_refused(tmp_path):
     with pytest.raises(InputError, match="foreground"):
         make_plan(dataset_of(tmp_path, ("CT",)), found([(1, 1, 1)]), DataConfig())

@@ -19,6 +19,7 @@ from dcamt.engine.signals import Interrupted
 from dcamt.errors import InputError
 from dcamt.records.run_folder import read_config
 from dcamt.runs import federate as federation
+from dcamt.runs import rounds
 from dcamt.runs.build import build_method
 
 
@@ -141,6 +142,42 @@ def test_stopped_in_a_round_and_resumed_it_ends_with_the_same_weights(run, feder
     assert len(rows[0]) == len(rows[1]) == 5
 
 
+def test_killed_while_it_begins_it_can_be_begun_again(run, federated, monkeypatch):
+    def kill(*given):
+        raise Interrupted(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "save_config", kill)
+        with pytest.raises(Interrupted):
+            federated("cut")
+    assert_same(weights(federated("cut", resume=True)), weights(run))
+
+
+def test_killed_after_a_checkpoint_it_keeps_every_row(run, federated, tmp_path, monkeypatch):
+    save = rounds.checkpoint.save
+
+    def kill(path, *given):
+        save(path, *given)
+        if path == tmp_path / "cut" / "last.safetensors":
+            raise Interrupted(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.checkpoint, "save", kill)
+        with pytest.raises(Interrupted):
+            federated("cut")
+    resumed = federated("cut", resume=True)
+    assert_same(weights(resumed), weights(run))
+    rows = [(r / "log.csv").read_text().splitlines() for r in (resumed, run)]
+    assert [row.split(",")[0] for row in rows[0]] == [row.split(",")[0] for row in rows[1]]
+
+
+def test_ranking_by_a_federation_says_that_it_knows_no_names(run, sites, tmp_path, capsys):
+    api.rank(run, sites[0], tmp_path / "all.csv")
+    assert "give the run folder of that site" in capsys.readouterr().err
+    api.rank(run / "sites" / "north", sites[0], tmp_path / "own.csv")
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_it_goes_on_with_the_same_sites_and_options_only(run, sites, settings, tmp_path):
     out = shutil.copytree(run, tmp_path / "run")
     for change, why in (
@@ -160,6 +197,7 @@ def test_a_site_whose_training_breaks_down_is_left_out_and_the_round_goes_on(
     sites, settings, tmp_path, capsys
 ):
     broken = shutil.copytree(sites[1], tmp_path / "broken")
+    told = "round 1 of 1: broken is left out: "
     for path in (broken / "imagesTr").iterdir():
         image = nib.load(path)
         nib.save(nib.Nifti1Image(image.get_fdata(dtype="f4") * 1e30, image.affine), path)
@@ -168,10 +206,12 @@ def test_a_site_whose_training_breaks_down_is_left_out_and_the_round_goes_on(
     out = api.federate([sites[0], broken], tmp_path / "run", **given)
     err = capsys.readouterr().err
     assert "round 1 of 1: north is done" in err
-    assert "round 1 of 1: broken is left out: " in err
+    assert told in err
+    assert "broken in 1 of 1 rounds" in api.card(out)
     assert all(torch.isfinite(value).all() for value in weights(out).values())
     with pytest.raises(InputError, match="no site could be used in round 1"):
         api.federate([broken], tmp_path / "none", **given, quiet=True)
+    assert told in capsys.readouterr().err  # also where all else is quiet
 
 
 def test_weights_that_a_site_sends_are_looked_at_before_they_count(

@@ -219,6 +219,11 @@ def test_only_a_folder_of_scans_can_be_watched(tiny_run, scans, phantoms, tmp_pa
         api.predict(tiny_run, phantoms, tmp_path / "out", watch=True)
     with pytest.raises(InputError, match="is the name of one file"):
         api.predict(tiny_run, scans, tmp_path / "out.nii.gz", watch=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="is the folder of the scans"):
+        api.predict(tiny_run, empty, empty, watch=True)
+    assert not list(empty.iterdir())
 
 
 def test_a_scan_that_lacks_a_channel_has_not_arrived(tmp_path):

@@ -288,10 +288,11 @@ def _after() -> list[dict[str, Any]]:
             "nearest_interp": False,
         },
         {"_target_": "AsDiscreted", **pred, "argmax": True},
-        # Else SaveImaged takes the axis of several files for one of space, and may not find an affine.
+        # Else SaveImaged takes the axis of several files for one of space and finds no affine.
         {
             "_target_": "Lambda",
-            "func": "$lambda case: (case['pred'].meta.update(original_channel_dim=float('nan')), case)[1]",
+            "func": "$lambda case: (case['pred'].meta.update("
+            "original_channel_dim=float('nan')), case)[1]",
         },
         {
             "_target_": "SaveImaged",
