@@ -29,7 +29,7 @@ from dcamt.data.survey import survey
 from dcamt.engine.device import make_fabric
 from dcamt.engine.train import train
 from dcamt.methods.method import Method
-from dcamt.networks.vnet import channels_last
+from dcamt.networks.convolution import channels_last
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
 from dcamt.types import Batch, Progress, Update

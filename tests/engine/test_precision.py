@@ -27,8 +27,8 @@ from dcamt.engine.precision import (
     wrong_shapes,
 )
 from dcamt.methods import METHODS
-from dcamt.networks.convolution import Convolution, Pointwise, Upsampling
-from dcamt.networks.vnet import VNet, channels_last
+from dcamt.networks.convolution import Convolution, Pointwise, Upsampling, channels_last
+from dcamt.networks.vnet import VNet
 from dcamt.types import Batch, Progress
 
 PATCH = (32, 32, 16)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dcamt.networks.vnet import STRIDE, VNet, channels_last
+from dcamt.networks.convolution import channels_last
+from dcamt.networks.vnet import STRIDE, VNet
 
 
 def convolutions(module: nn.Module, size: int, kind: type = nn.Conv3d) -> list[tuple[int, int]]:

@@ -260,6 +260,12 @@ def test_in_fedbn_every_site_keeps_its_own_batch_norm(sites, federated):
     )
 
 
+def test_a_site_without_labels_that_keeps_a_part_to_itself_is_told(federated, capsys):
+    for options, told in (({"strategy": "fedbn"}, True), ({"share": "heads"}, True), ({}, False)):
+        federated(str(options), rounds=1, iterations=1, quiet=False, **options)
+        assert ("warning: east: has no labels" in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

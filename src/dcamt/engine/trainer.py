@@ -22,8 +22,8 @@ from dcamt.engine.gradients import averaged_gradients
 from dcamt.errors import InputError
 from dcamt.memory import kept_memory
 from dcamt.methods.method import Method
+from dcamt.networks.convolution import channels_last
 from dcamt.networks.shares import in_shares, share_out
-from dcamt.networks.vnet import channels_last
 from dcamt.processes import die_with_parent
 from dcamt.types import Progress
 

@@ -13,8 +13,8 @@ from dcamt.errors import InputError
 from dcamt.inference.live import live_values
 from dcamt.inference.openvino_model import compute_with, import_openvino, model_of, streams
 from dcamt.methods.method import Method
+from dcamt.networks.convolution import channels_last
 from dcamt.networks.folding import fold_batch_norm
-from dcamt.networks.vnet import channels_last
 
 Backend = Literal["torch", "openvino"]
 

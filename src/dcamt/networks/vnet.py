@@ -8,7 +8,6 @@ Shapes: B batch, C channels of the image, K classes, (X, Y, Z) voxels, each a mu
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from dcamt.networks.backbone import Backbone
@@ -73,16 +72,3 @@ class VNet(Backbone):
         for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = block(up(x) + skip)
         return x
-
-
-def channels_last(module: nn.Module) -> None:
-    """Lay 5D weights out channels-last, in place: what the fast convolution kernels want.
-
-    Strides are written out also where a side of 1 leaves them ambiguous (the first convolution of
-    one channel, the 1x1x1 head): PyTorch takes the layout of the output from them, and one
-    contiguous tensor in between costs a copy at each of its uses.
-    """
-    for parameter in module.parameters():
-        if parameter.ndim == 5:
-            laid = torch.empty_like(parameter, memory_format=torch.channels_last_3d)
-            parameter.data = laid.copy_(parameter.data)

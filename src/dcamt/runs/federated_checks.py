@@ -1,12 +1,13 @@
 """What a federation is asked to do must go together: checked before a scan is read."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 
 from dcamt.config import Config
 from dcamt.errors import InputError
-from dcamt.federation import Protocol, batch_norm, part_of
+from dcamt.federation import Protocol, Ready, batch_norm, part_of
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
 
@@ -57,3 +58,17 @@ def check_travels(config: RunConfig, protocol: Protocol) -> None:
             f"--share attention: method {config.method.name} has no cross-attention as it is set; "
             "choose method dca-mt, or another --share"
         )
+
+
+def told_of_own_parts(ready: Mapping[str, Ready], protocol: Protocol) -> str | None:
+    """A warning where a site without labels would keep a part of the network to itself."""
+    if protocol.strategy != "fedbn" and protocol.share == "all":
+        return None
+    bare = [name for name, one in ready.items() if not one.labeled]
+    if not bare:
+        return None
+    return (
+        f"{', '.join(bare)}: has no labels, and the part of the network that stays there learns "
+        "without any. Its network may find nothing: use --strategy fedavg and --share all, or give "
+        "the site a label"
+    )

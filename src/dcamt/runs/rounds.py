@@ -62,7 +62,7 @@ from dcamt.records.scores import CaseScore
 from dcamt.records.summary import CALIBRATION, CaseNumbers
 from dcamt.reporting.report import write_report
 from dcamt.runs.build import build_method, check_trains
-from dcamt.runs.federated_checks import check_protocol, check_travels
+from dcamt.runs.federated_checks import check_protocol, check_travels, told_of_own_parts
 from dcamt.runs.half import rounded
 from dcamt.runs.joining import share_mirroring, share_plan
 from dcamt.runs.resume import refuse_changes
@@ -144,6 +144,8 @@ def lead(
         shared = share_mirroring(shared, ready)
     check_tracker(shared.train)
     check_travels(shared, protocol)
+    if not quiet and (warning := told_of_own_parts(ready, protocol)):
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     if protocol.noise and not quiet:
         print(
             f"privacy of each site in the weights: {protocol.privacy}; docs/federated.md says what "

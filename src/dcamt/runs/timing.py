@@ -22,7 +22,7 @@ from dcamt.errors import InputError
 from dcamt.inference.predictor import Predictor, make_predictor
 from dcamt.inference.sliding_window import branch_probabilities, count_windows
 from dcamt.memory import kept_memory
-from dcamt.networks.vnet import channels_last
+from dcamt.networks.convolution import channels_last
 from dcamt.processes import die_with_parent, safe_path
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method
