@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -104,6 +105,21 @@ def test_a_resumed_run_is_the_same_mlflow_run_with_each_number_once(tracked, cli
     (run,) = runs_of(found)
     assert run.info.status == "FINISHED"
     assert steps_of(found, run) == list(range(1, 16))
+
+
+@needs_mlflow
+def test_a_store_that_was_killed_while_it_was_made_is_made_anew(tmp_path, tracked, client):
+    begun = tracked(changes=["train.tracker=tensorboard"])
+    out = tmp_path / "half"
+    shutil.copytree(begun, out)
+    config = out / "config.yaml"
+    config.write_text(config.read_text().replace("tracker: tensorboard", "tracker: mlflow"))
+    (out / "mlflow").mkdir()
+    with sqlite3.connect(out / "mlflow" / "mlflow.db") as half:
+        half.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        half.execute("INSERT INTO alembic_version VALUES ('75868b000000')")
+    MlflowRun(out).close()
+    assert len(runs_of(client(out / "mlflow" / "mlflow.db"))) == 1
 
 
 @needs_mlflow

@@ -355,6 +355,7 @@ def test_log_with_one_row(run: Path) -> None:
         ("versions.json", "[1]", "versions.json"),
         ("validation.json", '{"cases": []}', "validation.json"),
         ("log.csv", "iteration,loss\n", "log.csv"),
+        ("log.csv", "iteration,loss\nx,1\n", "log.csv"),
     ],
 )
 def test_broken_runs_are_refused(run: Path, name: str, content: str | None, message: str) -> None:

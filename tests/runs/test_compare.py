@@ -169,6 +169,29 @@ def test_another_data_set_or_split_is_refused(killed, data, settings, phantoms, 
         compare(data, out, other, config, quiet=True)
 
 
+def test_rows_of_other_cases_or_settings_cannot_join(killed, data, settings, phantoms, tmp_path):
+    out, _, _ = killed
+    table, rows = (out / "table.md").read_bytes(), parse_rows("pseudo-label")
+    splits = json.loads((data / "splits.json").read_text())
+    for part, value in (("test", splits["test"][:1]), ("val", splits["test"][:1])):
+        other = {**splits, part: value}
+        other["unlabeled"] = [name for name in other["unlabeled"] if name not in value]
+        if part == "val":
+            other["test"] = splits["val"] + splits["test"][1:]
+        (tmp_path / f"{part}.json").write_text(json.dumps(other))
+        told = "other test cases" if part == "test" else "other validation cases"
+        with pytest.raises(InputError, match=told):
+            asked = Design(rows, [2], 1, tmp_path / f"{part}.json")
+            compare(data, out, asked, load_config(None, settings), quiet=True)
+    asked = Design(rows, [2], 1, data / "splits.json")
+    with pytest.raises(InputError, match="iterations = 20, not 50"):
+        changed = load_config(None, [*settings, "train.iterations=50"])
+        compare(data, out, asked, changed, quiet=True)
+    with pytest.raises(InputError, match="put it or a link to it back there"):
+        compare(phantoms, out, Design(rows, [2], 1), load_config(None, settings), quiet=True)
+    assert (out / "table.md").read_bytes() == table
+
+
 def test_a_link_may_lead_to_a_data_set_that_was_moved(killed, data, settings, tmp_path):
     out, old = tmp_path / "out", tmp_path / "old"
     shutil.copytree(killed[0], out, symlinks=True)

@@ -58,6 +58,9 @@ class MlflowRun:
             )
         folder.mkdir(exist_ok=True)
         record = folder / "run.json"
+        if not uri and not record.exists():  # what was killed while it was made cannot be used
+            for half in folder.glob("mlflow.db*"):
+                half.unlink()
         try:
             self._client = mlflow.MlflowClient(uri or f"sqlite:///{folder / 'mlflow.db'}")
             if record.exists():

@@ -111,7 +111,7 @@ def read_run(run: Path) -> FinishedRun:
 def read_log(path: Path) -> dict[str, NDArray[np.float64]]:
     """Columns of the log, each (rows,) float64 with NaN for empty cells.
 
-    Raises InputError for a file that is no log.
+    Rows without the number of their iteration are left out. Raises InputError for no log.
     """
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
@@ -119,9 +119,13 @@ def read_log(path: Path) -> dict[str, NDArray[np.float64]]:
         raise InputError(f"{path}: cannot be read as CSV; restore the file") from None
     if not rows or "iteration" not in rows[0]:
         raise InputError(f"{path}: needs a column 'iteration' and a row; train the run first")
-    return {
+    columns = {
         name: np.array([_number(row[name]) for row in rows]) for name in rows[0] if name is not None
     }
+    told = np.isfinite(columns["iteration"])
+    if not told.any():
+        raise InputError(f"{path}: no row has the number of its iteration; restore the file")
+    return {name: values[told] for name, values in columns.items()}
 
 
 def _number(cell: str | None) -> float:

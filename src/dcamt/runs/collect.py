@@ -96,7 +96,9 @@ def _contours(dataset: Dataset, runs: Sequence[PlannedRun], rows: Sequence[Resul
     """The median case by Dice over all rows, as the first seed of each row segmented it."""
     means = case_means([run for row in rows for run in row["runs"]], "dice")
     ranked = sorted(means, key=lambda name: (means[name], name))
-    name = ranked[len(ranked) // 2] if ranked else runs[0].cases.split.val[0]
+    scored = runs[0].cases
+    without_dice = scored.split.test if scored.scored == "test" else scored.split.val
+    name = ranked[len(ranked) // 2] if ranked else without_dice[0]
     titles, folders, values = [], [], set()
     for row in rows:
         first = row["runs"][0]

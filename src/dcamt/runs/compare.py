@@ -84,6 +84,7 @@ def compare(
     record = None if weights is None else record_of(weights)
     for run in runs:
         _refuse_other(run, record)
+    _refuse_mixture(out, runs, config)
     told: dict[str, None] = {}
     for count, c in zip(design.counts, cases, strict=True):
         begun = [has_begun(r.folder) for r in runs if r.cases is c]
@@ -135,19 +136,45 @@ def _refuse_other(run: PlannedRun, record: str | None) -> None:
     """InputError if the folder of ``run`` was begun with other settings, cases or weights."""
     if not has_begun(run.folder):
         return
-    begun = load_config(run.folder / CONFIG)
-    if begun.dataset is None or not same_folder(begun.dataset, run.dataset):
-        raise InputError(
-            f"{run.folder}: was begun with the data set {begun.dataset}, not {run.dataset}; put it "
-            "or a link to it back there, or start a new comparison in another --out"
-        )
-    refuse_changes(run.config.model_copy(update={"dataset": begun.dataset}), begun, run.folder)
+    _refuse_changes(run.folder, run.dataset, run.config)
     refuse_other_start(run.folder, record, strict=True)
     kept = read_json(run.folder / "split.json")
     if kept != json.loads(_dump(run.cases.split)):
         raise InputError(
             f"{run.folder}: was begun with other cases; give the same --splits, or another --out"
         )
+
+
+def _refuse_mixture(out: Path, runs: Sequence[PlannedRun], config: Config) -> None:
+    """InputError if other runs of ``out`` cannot stand beside ``runs`` in one comparison.
+
+    They must be of the same data set, settings, and validation and test cases.
+    """
+    split = json.loads(_dump(runs[0].cases.split))
+    for folder in sorted({*out.glob("runs/*")} - {run.folder for run in runs}):
+        if not has_begun(folder):
+            continue
+        begun = load_config(folder / CONFIG)
+        own = {"method": begun.method, "seed": begun.seed}
+        _refuse_changes(folder, runs[0].dataset, config.model_copy(update=own))
+        kept = read_json(folder / "split.json")
+        for part, named in (("val", "validation"), ("test", "test")):
+            if kept.get(part) != split[part]:
+                raise InputError(
+                    f"{folder}: was begun with other {named} cases; give the same --splits, or "
+                    "another --out"
+                )
+
+
+def _refuse_changes(folder: Path, dataset: Path, config: Config) -> None:
+    """InputError if a run was begun with another data set or other settings."""
+    begun = load_config(folder / CONFIG)
+    if begun.dataset is None or not same_folder(begun.dataset, dataset):
+        raise InputError(
+            f"{folder}: was begun with the data set {begun.dataset}, not {dataset}; put it "
+            "or a link to it back there, or start a new comparison in another --out"
+        )
+    refuse_changes(config.model_copy(update={"dataset": begun.dataset}), begun, folder)
 
 
 def _write_inputs(out: Path, dataset: Dataset, cases: Sequence[Cases], config: Config) -> None:
@@ -161,16 +188,21 @@ def _write_inputs(out: Path, dataset: Dataset, cases: Sequence[Cases], config: C
     test = cases[0].split.test
     # `predict` takes the ending _0000 for a channel if all names have it.
     numbered = not dataset.channels and all(name.endswith("_0000") for name in test)
+    links: dict[Path, Path] = {}
     for name in test:
         images = dataset.case(name).images
         by_channel = numbered or len(images) == len(dataset.channels)
         for number, image in enumerate(images):
             # By the case's name, which the file need not bear. A folder of slices has no ending.
             own = f"{name}_{number:04d}" if by_channel else name
-            link = out / "test-scans" / f"{own}{ending_of(image.name) or ''}"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                link.symlink_to(image.absolute())
+            links[out / "test-scans" / f"{own}{ending_of(image.name) or ''}"] = image.absolute()
+    for old in out.glob("test-scans/*"):  # of a comparison that never began
+        if old.is_symlink() and old.readlink() != links.get(old):
+            old.unlink()
+    for link, image in links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            link.symlink_to(image)
 
 
 def _dump(split: Split) -> str:
