@@ -60,9 +60,9 @@ FORMATS = {
     ".mhd": replace(_META, write=None),
     ".h5": Format(hdf5.KIND, hdf5.read, _without_forms(hdf5.write)),
 }
+"""By ending. A folder of DICOM slices is the one format without an ending: see dicom.py."""
 OUTPUT_FORMATS = ("nii.gz", "nrrd", "mha", "h5")
 """What segmentations and maps are written as; the first unless another is asked for."""
-"""By ending. A folder of DICOM slices is the one format without an ending: see dicom.py."""
 
 
 def ending_of(name: str) -> str | None:
