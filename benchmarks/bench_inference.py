@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from explain_errors import mean_dice
+from explain_errors import mean_dice, with_label
 from numpy.typing import NDArray
 from plain_inference import plain_metrics, plain_probabilities, window_starts
 from plain_training import plain_layers
@@ -34,8 +34,6 @@ import dcamt
 from dcamt.config import Normalization, Plan, PredictConfig
 from dcamt.data.dataset import read_dataset
 from dcamt.data.phantom import draw_phantom, write_phantoms
-from dcamt.data.prepare import read_case
-from dcamt.data.space import to_network
 from dcamt.data.volume import read_label
 from dcamt.evaluation.metrics import segmentation_metrics
 from dcamt.inference.predict import restored_probabilities
@@ -281,11 +279,7 @@ def dice_by_overlap(run: Path, data: Path, cases: int) -> None:
     scores: dict[str, list[float]] = {name: [] for name in settings}
     seconds = dict.fromkeys(settings, 0.0)
     for case in map(dataset.case, names):
-        image, labelled = read_case(case, plan.channels)
-        assert labelled is not None
-        array, placement = to_network(image, plan)
-        ignored = labelled.array == plan.ignore  # nobody annotated these: nothing counts there
-        label = np.where(ignored, 0, labelled.array)
+        array, placement, label, ignored = with_label(case, plan)
         for name, chosen in settings.items():
             begin = time.process_time()
             found = branch_probabilities(

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dcamt.data.dataset import read_dataset
+from dcamt.config import Plan
+from dcamt.data.dataset import Case, read_dataset
 from dcamt.data.prepare import read_case
-from dcamt.data.space import to_network
+from dcamt.data.space import Placement, to_network
 from dcamt.data.volume import read_label
 from dcamt.inference.predict import restored_probabilities
 from dcamt.inference.predictor import make_predictor
@@ -76,11 +77,7 @@ def errors(run: Path) -> tuple[Sequence[float], Sequence[float], Sequence[float]
     classes = len(plan.classes)
     rows = []
     for name in json.loads((run / "split.json").read_text(encoding="utf-8"))["val"]:
-        image, labelled = read_case(dataset.case(name), plan.channels)
-        assert labelled is not None
-        array, placement = to_network(image, plan)
-        ignored = labelled.array == plan.ignore  # nobody annotated these: nothing counts there
-        label = np.where(ignored, 0, labelled.array)
+        array, placement, label, ignored = with_label(dataset.case(name), plan)
         found = branch_probabilities(
             predictor, torch.from_numpy(array), plan.patch, classes, config.predict
         )
@@ -102,6 +99,20 @@ def errors(run: Path) -> tuple[Sequence[float], Sequence[float], Sequence[float]
         )
     means = np.mean(rows, axis=0).tolist()
     return means[:3], means[3 : 2 + classes], means[2 + classes :]
+
+
+def with_label(
+    case: Case, plan: Plan
+) -> tuple[NDArray[np.float32], Placement, Classes, NDArray[np.bool_]]:
+    """A scan on the network's grid, its place, its label, and where nobody annotated.
+
+    The label is background there. Nothing counts there, so a segmentation should be, too.
+    """
+    image, label = read_case(case, plan.channels)
+    assert label is not None
+    array, placement = to_network(image, plan)
+    ignored = label.array == plan.ignore
+    return array, placement, np.where(ignored, 0, label.array), ignored
 
 
 def mean_dice(guess: Classes, label: Classes, classes: int) -> float:

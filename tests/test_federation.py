@@ -1,6 +1,7 @@
 """What sites of a federation tell each other."""
 
 import json
+import math
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -147,3 +148,11 @@ def test_the_mean_is_that_of_flower(monkeypatch):
 def test_an_update_that_cannot_be_used_is_refused(weights, cases, why):
     found = refusal(Update(weights, cases, {}), update(0).weights)
     assert found is None if why is None else why in found
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_refused(value) -> None:
+    sent = update(0)
+    assert refusal(replace(sent, losses={"dice": [0.1, 0.2]}), sent.weights) is None
+    found = refusal(replace(sent, losses={"dice": [0.1, value]}), sent.weights)
+    assert found == "the loss dice is not finite"

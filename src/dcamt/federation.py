@@ -253,6 +253,9 @@ def refusal(update: Update, wanted: Mapping[str, Tensor]) -> str | None:
             return f"the weight {name} has another shape or type"
         if not torch.isfinite(value).all():
             return f"the weight {name} is not finite"
+    for name, values in update.losses.items():
+        if not all(map(math.isfinite, values)):
+            return f"the loss {name} is not finite"
     if update.cases < 1:
         return "it trained on no scan"
     return None

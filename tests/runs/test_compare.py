@@ -189,6 +189,9 @@ def test_rows_of_other_cases_or_settings_cannot_join(killed, data, settings, pha
         compare(data, out, asked, changed, quiet=True)
     with pytest.raises(InputError, match="put it or a link to it back there"):
         compare(phantoms, out, Design(rows, [2], 1), load_config(None, settings), quiet=True)
+    with pytest.raises(InputError, match="was begun without --init"):
+        given = load_config(None, settings)
+        compare(data, out, asked, given, quiet=True, init=out / "runs" / OTHER)
     assert (out / "table.md").read_bytes() == table
 
 

@@ -198,6 +198,15 @@ def test_a_training_that_runs_shows_its_curves_and_reads_them_again(tiny_run, tm
     assert after["curves"][0]["x"] == [1, 2, 3, 77]
 
 
+def test_names_are_shown_as_they_are_though_a_table_makes_them_safe(tmp_path):
+    scans, found = (volumes(tmp_path / name, ["a"], ".nrrd") for name in ("scans", "found"))
+    (found / "summary.csv").write_text(
+        "case,class,class_name,volume_ml,confidence,flag\na,1,'=liver,12.5,,\n"
+    )
+    (case,) = show([scans, found]).cases
+    assert case.facts == {"=liver, ml": "12.5"}
+
+
 def test_a_folder_of_scans_meets_its_segmentations_by_name(tmp_path):
     scans = volumes(tmp_path / "scans", ["a", "b", "c"], ".nrrd")
     found = volumes(tmp_path / "found", ["b", "a"])

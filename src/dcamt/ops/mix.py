@@ -25,10 +25,11 @@ def random_box(shape: Sequence[int], share: float, device: torch.device) -> Tens
 def mixed_both_ways(
     batch: Batch, teacher: Callable[[Tensor], Tensor], share: float, pretraining: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches mixed with a box of ``share`` of each side, their labels and the teacher's (BCP).
+    """BCP's mixed patches and the two parts of their labels, as ``copy_paste`` gives them.
 
-    While ``pretraining``, labelled patches are mixed among themselves. Else as ``copy_paste``,
-    where ``teacher`` gives logits of unlabelled patches, of which the largest components count.
+    The box takes ``share`` of each side. ``teacher`` gives logits of the unlabelled patches; the
+    largest component of each class counts. While ``pretraining``, labelled patches are mixed among
+    themselves, and nothing is guessed.
     """
     mask = ~random_box(batch.label_l.shape[1:], share, batch.label_l.device)
     if pretraining:

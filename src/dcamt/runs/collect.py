@@ -50,11 +50,10 @@ def collect(
                 }
             )
     _add_gap(lines)
-    scored = cases[0].scored
     return {
         "dataset": dataset.name,
-        "cases": scored,
-        "case_count": len(cases[0].split.test if scored == "test" else cases[0].split.val),
+        "cases": cases[0].scored,
+        "case_count": len(cases[0].judged),
         "weights": "last",
         "unit": lines[-1]["runs"][0]["unit"],
         "first": rows[0].name,
@@ -96,9 +95,7 @@ def _contours(dataset: Dataset, runs: Sequence[PlannedRun], rows: Sequence[Resul
     """The median case by Dice over all rows, as the first seed of each row segmented it."""
     means = case_means([run for row in rows for run in row["runs"]], "dice")
     ranked = sorted(means, key=lambda name: (means[name], name))
-    scored = runs[0].cases
-    without_dice = scored.split.test if scored.scored == "test" else scored.split.val
-    name = ranked[len(ranked) // 2] if ranked else without_dice[0]
+    name = ranked[len(ranked) // 2] if ranked else runs[0].cases.judged[0]
     titles, folders, values = [], [], set()
     for row in rows:
         first = row["runs"][0]

@@ -84,7 +84,7 @@ def compare(
     record = None if weights is None else record_of(weights)
     for run in runs:
         _refuse_other(run, record)
-    _refuse_mixture(out, runs, config)
+    _refuse_mixture(out, runs, config, record)
     told: dict[str, None] = {}
     for count, c in zip(design.counts, cases, strict=True):
         begun = [has_begun(r.folder) for r in runs if r.cases is c]
@@ -136,8 +136,7 @@ def _refuse_other(run: PlannedRun, record: str | None) -> None:
     """InputError if the folder of ``run`` was begun with other settings, cases or weights."""
     if not has_begun(run.folder):
         return
-    _refuse_changes(run.folder, run.dataset, run.config)
-    refuse_other_start(run.folder, record, strict=True)
+    _refuse_begun(run.folder, load_config(run.folder / CONFIG), run.dataset, run.config, record)
     kept = read_json(run.folder / "split.json")
     if kept != json.loads(_dump(run.cases.split)):
         raise InputError(
@@ -145,10 +144,12 @@ def _refuse_other(run: PlannedRun, record: str | None) -> None:
         )
 
 
-def _refuse_mixture(out: Path, runs: Sequence[PlannedRun], config: Config) -> None:
+def _refuse_mixture(
+    out: Path, runs: Sequence[PlannedRun], config: Config, record: str | None
+) -> None:
     """InputError if other runs of ``out`` cannot stand beside ``runs`` in one comparison.
 
-    They must be of the same data set, settings, and validation and test cases.
+    They must have the same data set, settings, first weights, and validation and test cases.
     """
     split = json.loads(_dump(runs[0].cases.split))
     for folder in sorted({*out.glob("runs/*")} - {run.folder for run in runs}):
@@ -156,7 +157,7 @@ def _refuse_mixture(out: Path, runs: Sequence[PlannedRun], config: Config) -> No
             continue
         begun = load_config(folder / CONFIG)
         own = {"method": begun.method, "seed": begun.seed}
-        _refuse_changes(folder, runs[0].dataset, config.model_copy(update=own))
+        _refuse_begun(folder, begun, runs[0].dataset, config.model_copy(update=own), record)
         kept = read_json(folder / "split.json")
         for part, named in (("val", "validation"), ("test", "test")):
             if kept.get(part) != split[part]:
@@ -166,15 +167,17 @@ def _refuse_mixture(out: Path, runs: Sequence[PlannedRun], config: Config) -> No
                 )
 
 
-def _refuse_changes(folder: Path, dataset: Path, config: Config) -> None:
-    """InputError if a run was begun with another data set or other settings."""
-    begun = load_config(folder / CONFIG)
+def _refuse_begun(
+    folder: Path, begun: Config, dataset: Path, config: Config, record: str | None
+) -> None:
+    """InputError if a run was ``begun`` with another data set, other settings or first weights."""
     if begun.dataset is None or not same_folder(begun.dataset, dataset):
         raise InputError(
             f"{folder}: was begun with the data set {begun.dataset}, not {dataset}; put it "
             "or a link to it back there, or start a new comparison in another --out"
         )
     refuse_changes(config.model_copy(update={"dataset": begun.dataset}), begun, folder)
+    refuse_other_start(folder, record, strict=True)
 
 
 def _write_inputs(out: Path, dataset: Dataset, cases: Sequence[Cases], config: Config) -> None:

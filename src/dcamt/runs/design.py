@@ -60,6 +60,11 @@ class Cases:
         """Which of them the tables are about."""
         return "test" if self.split.test else "validation"
 
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """The names of those."""
+        return self.split.test or self.split.val
+
 
 @dataclass(frozen=True)
 class PlannedRun:

@@ -96,7 +96,7 @@ def _seen_before(weights: Path, split: Split) -> list[str]:
     lists: list[object] = []
     with suppress(InputError):  # an exported folder has no split, and a lone file no folder
         kept = read_json(weights.parent / "split.json")
-        if is_federation(weights.parent):
+        if is_federation(weights.parent) and (split.val or split.test):
             return [
                 f"warning: {weights.name} was trained by several sites, and names of cases stay "
                 "there: check that no case of validation or test was among them"

@@ -248,7 +248,7 @@ def _ranking(path: Path | None) -> dict[str, tuple[int, dict[str, str]]]:
 
 
 def _rows(path: Path, needed: str) -> list[dict[str, str]]:
-    """The rows of a table; names of cases as they were before they were made safe."""
+    """The rows of a table, with all names as they were before they were made safe."""
     try:
         table = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     except csv.Error:
@@ -257,8 +257,8 @@ def _rows(path: Path, needed: str) -> list[dict[str, str]]:
         raise InputError(f"{path}: is no table with a column '{needed}'; make it anew")
     rows = []
     for row in table:
-        cells = {key: value or "" for key, value in row.items() if isinstance(key, str)}
-        rows.append(cells | {needed: from_csv_cell(cells[needed])})
+        named = {key: value or "" for key, value in row.items() if isinstance(key, str)}
+        rows.append({key: from_csv_cell(value) for key, value in named.items()})
     return rows
 
 
