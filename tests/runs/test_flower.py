@@ -190,12 +190,13 @@ class Federation:
         return "\n".join(f"{p.name}: {p.read_text()[-3000:]}" for p in self.root.glob("*.log"))
 
     def kill(self, name):
-        os.killpg(self.processes.pop(name).pid, signal.SIGKILL)
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()  # until then its port is open
 
     def close(self):
-        for process in self.processes.values():
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        for name in list(self.processes):
+            self.kill(name)
 
 
 @pytest.fixture(scope="module")
