@@ -15,7 +15,7 @@ from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.plan import Fingerprint, make_plan, sixteen
 from dcamt.data.survey import fingerprint, survey
 from dcamt.errors import InputError
-from dcamt.federation import Update, agree, average, refusal, summarise
+from dcamt.federation import SiteUpdate, agree, average, refusal, summarise
 
 CT = Dataset(Path("secret"), "secret", ("CT",), ("background", "liver"), None, ())
 
@@ -43,7 +43,7 @@ def pooled(*found):
 
 
 def update(value, cases=1):
-    return Update({"w": torch.full((2, 3), float(value)), "steps": torch.tensor(4)}, cases, {})
+    return SiteUpdate({"w": torch.full((2, 3), float(value)), "steps": torch.tensor(4)}, cases, {})
 
 
 @pytest.mark.parametrize("window", [None, (-100.0, 200.0)])
@@ -118,7 +118,7 @@ def test_the_mean_counts_each_site_by_its_scans():
 
 def test_one_site_alone_gets_back_its_weights_to_the_last_bit():
     sent = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(average([Update({"w": sent}, 7, {})])["w"], sent)
+    assert torch.equal(average([SiteUpdate({"w": sent}, 7, {})])["w"], sent)
 
 
 def test_the_mean_is_that_of_flower(monkeypatch):
@@ -128,7 +128,7 @@ def test_the_mean_is_that_of_flower(monkeypatch):
     )
     assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
     draw = torch.Generator().manual_seed(0)
-    sent = [Update({"w": torch.randn(50, 3, generator=draw)}, n, {}) for n in (3, 8, 1)]
+    sent = [SiteUpdate({"w": torch.randn(50, 3, generator=draw)}, n, {}) for n in (3, 8, 1)]
     (expected,) = flower.aggregate([([one.weights["w"].numpy()], one.cases) for one in sent])
     np.testing.assert_allclose(average(sent)["w"].numpy(), expected, rtol=1e-6, atol=1e-7)
 
@@ -146,7 +146,7 @@ def test_the_mean_is_that_of_flower(monkeypatch):
     ],
 )
 def test_an_update_that_cannot_be_used_is_refused(weights, cases, why):
-    found = refusal(Update(weights, cases, {}), update(0).weights)
+    found = refusal(SiteUpdate(weights, cases, {}), update(0).weights)
     assert found is None if why is None else why in found
 
 

@@ -1,8 +1,8 @@
 """What sites of a federation tell each other: summaries of scans, weights, losses. Never a scan.
 
-Before training, every site sends a ``Summary``, and one plan is made for all. In each round every
-site sends an ``Update``, and the new weights are the mean of theirs. Nothing else leaves a site but
-the scores of its validation cases, which have numbers in place of names.
+Before training, every site sends a ``SiteSummary``, and one plan is made for all. In each round
+every site sends a ``SiteUpdate``, and the new weights are the mean of theirs. Nothing else leaves a
+site but the scores of its validation cases, which have numbers in place of names.
 """
 
 import math
@@ -98,7 +98,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Summary:
+class SiteSummary:
     """All that a site says of its N training scans before training; plain values, for JSON.
 
     channels, classes, ignore, codes: as the data set names them; no classes where nothing does, and
@@ -138,7 +138,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Update:
+class SiteUpdate:
     """What a site sends after its iterations of a round.
 
     weights: by their names in the method, on the CPU. cases: how much it counts in the mean: the
@@ -151,10 +151,10 @@ class Update:
     losses: dict[str, list[float]]
 
 
-def summarise(dataset: Dataset, found: Fingerprint, data: DataConfig) -> Summary:
+def summarise(dataset: Dataset, found: Fingerprint, data: DataConfig) -> SiteSummary:
     """What planning needs of a site's scans, without a name and without a voxel of them."""
     order = np.lexsort((*found.whole.T, *found.spacings.T, found.inside))
-    return Summary(
+    return SiteSummary(
         channels=[*dataset.channels],
         classes=[*dataset.classes],
         ignore=dataset.ignore,
@@ -178,7 +178,7 @@ def _histogram(values: NDArray[np.float32], data: DataConfig) -> Histogram:
     return Histogram(low, high, counts.tolist())
 
 
-def agree(summaries: Mapping[str, Summary], data: DataConfig, stride: StrideOf) -> Plan:
+def agree(summaries: Mapping[str, SiteSummary], data: DataConfig, stride: StrideOf) -> Plan:
     """The plan for all sites, from their summaries by name; as for one data set of all scans.
 
     Percentiles of intensities are those of the histograms: to 1 HU, or to 1/4095 of a window.
@@ -230,7 +230,7 @@ def _listed(values: list[Any]) -> str:
     return ", ".join(map(str, values))
 
 
-def _foreground(sites: Sequence[Summary], channels: int) -> NDArray[np.float32]:
+def _foreground(sites: Sequence[SiteSummary], channels: int) -> NDArray[np.float32]:
     """Intensities ``(M, C)`` as the histograms count them; a channel without any is all zero."""
     columns = []
     for channel in range(channels):
@@ -241,7 +241,7 @@ def _foreground(sites: Sequence[Summary], channels: int) -> NDArray[np.float32]:
     return np.stack([column if len(column) else np.zeros(most) for column in columns], 1)
 
 
-def refusal(update: Update, wanted: Mapping[str, Tensor]) -> str | None:
+def refusal(update: SiteUpdate, wanted: Mapping[str, Tensor]) -> str | None:
     """Why an update cannot be used, as half a sentence; None if it can.
 
     ``wanted`` are the weights that a site is to send, of which names and shapes are looked at.
@@ -261,7 +261,7 @@ def refusal(update: Update, wanted: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def average(updates: Iterable[Update]) -> dict[str, Tensor]:
+def average(updates: Iterable[SiteUpdate]) -> dict[str, Tensor]:
     """The mean of the sites' weights, each counted by its number of training scans.
 
     This is FedAvg: McMahan et al., "Communication-Efficient Learning of Deep Networks from

@@ -21,7 +21,7 @@ from dcamt.engine.signals import Interrupted, catch_signals
 from dcamt.engine.together import started_by_torchrun
 from dcamt.errors import InputError
 from dcamt.escape import printable
-from dcamt.federation import Protocol, Ready, Summary, Update
+from dcamt.federation import Protocol, Ready, SiteSummary, SiteUpdate
 from dcamt.files import same_folder
 from dcamt.records.run_folder import RunConfig, read_config, write_beginning
 from dcamt.runs.joining import Seen, look, make_ready, own_config, told_of, write_summary
@@ -75,7 +75,7 @@ class _Here:
         self.seen: dict[str, Seen] = {}
         self.planned: dict[str, Planned] = {}
 
-    def look(self, config: Config) -> dict[str, Summary]:
+    def look(self, config: Config) -> dict[str, SiteSummary]:
         self.seen = {name: look(folder, config) for name, folder in self.named.items()}
         return {name: seen.summary for name, seen in self.seen.items()}
 
@@ -101,10 +101,10 @@ class _Here:
 
     def train(
         self, shared: Mapping[str, Tensor], since: int
-    ) -> Iterator[tuple[str, Update | InputError]]:
+    ) -> Iterator[tuple[str, SiteUpdate | InputError]]:
         with catch_signals() as stop:
             for site in self._sites():
-                sent: Update | InputError
+                sent: SiteUpdate | InputError
                 try:
                     sent = train_round(site, shared, since, self.protocol, self.fabric, stop)
                 except InputError as error:

@@ -23,7 +23,7 @@ REFUSED = 1000
 
 @dataclass(frozen=True)
 class Sent:
-    """What goes with the weights of a site; see ``Update``."""
+    """What goes with the weights of a site; see ``SiteUpdate``."""
 
     cases: int
     losses: dict[str, list[FiniteFloat]]

@@ -19,7 +19,7 @@ from torch import Tensor
 from dcamt.config import Config, with_overrides
 from dcamt.errors import InputError
 from dcamt.escape import printable
-from dcamt.federation import Protocol, Ready, Summary, Update, mean_losses
+from dcamt.federation import Protocol, Ready, SiteSummary, SiteUpdate, mean_losses
 from dcamt.plain_yaml import parse_yaml
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.flower_messages import (
@@ -57,10 +57,10 @@ class _There:
         self.grid, self.context, self.names = grid, context, names
         self.protocol, self.timeout = protocol, timeout
 
-    def look(self, config: Config) -> dict[str, Summary]:
+    def look(self, config: Config) -> dict[str, SiteSummary]:
         self._meet()
         values = config.model_dump(mode="json", exclude_unset=True)
-        return self._ask_all("query.look", Summary, values)
+        return self._ask_all("query.look", SiteSummary, values)
 
     def prepare(self, shared: RunConfig) -> dict[str, Ready]:
         return self._ask_all("query.prepare", Ready, shared.model_dump(mode="json"))
@@ -74,17 +74,17 @@ class _There:
 
     def train(
         self, shared: Mapping[str, Tensor], since: int
-    ) -> Iterator[tuple[str, Update | InputError]]:
+    ) -> Iterator[tuple[str, SiteUpdate | InputError]]:
         if self.protocol.secure:
             yield from self._train_masked(shared, since)
             return
         for name, told, weights in self._ask("train.send", Sent, shared, since=since):
-            sent = told if isinstance(told, InputError) else Update(weights, **vars(told))
+            sent = told if isinstance(told, InputError) else SiteUpdate(weights, **vars(told))
             yield name, sent
 
     def _train_masked(
         self, shared: Mapping[str, Tensor], since: int
-    ) -> Iterator[tuple[str, Update | InputError]]:
+    ) -> Iterator[tuple[str, SiteUpdate | InputError]]:
         """All sites that trained as one, with the mean of their weights."""
         kept: dict[str, Kept] = {}
         for name, told, _ in self._ask("train.keep", Kept, shared, since=since):
@@ -112,7 +112,7 @@ class _There:
         losses = [(kept[name].losses, kept[name].cases) for name in there]
         sent = {name: _changed(shared[name], change) for name, change in mean.items()}
         cases = sum(kept[name].cases for name in there)
-        yield ", ".join(there), Update(sent, cases, mean_losses(losses))
+        yield ", ".join(there), SiteUpdate(sent, cases, mean_losses(losses))
 
     def score(self, shared: Mapping[str, Tensor]) -> dict[str, float]:
         found = self._told("evaluate.score", float | None, shared)

@@ -23,7 +23,7 @@ from dcamt.config import Config, save_config
 from dcamt.data.outputs import refuse_within_dataset
 from dcamt.errors import InputError
 from dcamt.escape import printable
-from dcamt.federation import Update
+from dcamt.federation import SiteUpdate
 from dcamt.files import alone, atomic
 from dcamt.records.run_folder import (
     CONFIG,
@@ -151,7 +151,7 @@ def _answer_reopen(node: _Node, message: Message) -> RecordDict:
     return as_record(asdict(told_of(reopen(node.folder))))
 
 
-def _train(node: _Node, message: Message) -> Update:
+def _train(node: _Node, message: Message) -> SiteUpdate:
     given, site = _given(message), _site(node)
     shared, fabric = weights_in(message.content), fabric_of(site.planned.config)
     return train_round(site, shared, given["since"], protocol_of(given), fabric, ())

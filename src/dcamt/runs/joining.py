@@ -14,7 +14,7 @@ from dcamt.data.prepare import prepare
 from dcamt.data.split import Split, choose_split, hide_labels
 from dcamt.data.survey import Survey, fingerprint, survey
 from dcamt.errors import first_of
-from dcamt.federation import Ready, Summary, agree, summarise
+from dcamt.federation import Ready, SiteSummary, agree, summarise
 from dcamt.files import write_text
 from dcamt.memory import told_of_memory
 from dcamt.records.run_folder import RunConfig
@@ -34,7 +34,7 @@ class Seen:
     split: Split
     visible: Dataset
     survey: Survey
-    summary: Summary
+    summary: SiteSummary
 
 
 @told_of_memory(*_TOO_LARGE)
@@ -64,7 +64,7 @@ def look(folder: Path, config: Config) -> Seen:
     return Seen(split, visible, seen, summary)
 
 
-def share_plan(config: Config, summaries: Mapping[str, Summary]) -> RunConfig:
+def share_plan(config: Config, summaries: Mapping[str, SiteSummary]) -> RunConfig:
     """The configuration of all sites, from what they told; InputError if there is no such one."""
     method, network = resolve_method(config.method), resolve_network(config.network)
     plan = agree(summaries, config.data, partial(network_stride, config))
@@ -122,6 +122,6 @@ def own_config(shared: RunConfig, number: int, dataset: Path) -> RunConfig:
     return shared.model_copy(update=own)
 
 
-def write_summary(folder: Path, summary: Summary) -> None:
+def write_summary(folder: Path, summary: SiteSummary) -> None:
     """Keep at the site what it told of its scans: summary.json in its run folder."""
     write_text(folder / "summary.json", json.dumps(asdict(summary), indent=1))

@@ -28,8 +28,8 @@ from dcamt.evaluation.evaluate import scores_of
 from dcamt.federation import (
     Protocol,
     Ready,
-    Summary,
-    Update,
+    SiteSummary,
+    SiteUpdate,
     average,
     mean_losses,
     refusal,
@@ -80,7 +80,7 @@ class Sites(Interface):
     it. In ``train``, ``score`` and ``finish`` a site may be missing.
     """
 
-    def look(self, config: Config) -> dict[str, Summary]:
+    def look(self, config: Config) -> dict[str, SiteSummary]:
         """What each site tells of its scans."""
         ...
 
@@ -98,7 +98,7 @@ class Sites(Interface):
 
     def train(
         self, shared: Mapping[str, Tensor], since: int
-    ) -> Iterator[tuple[str, Update | InputError]]:
+    ) -> Iterator[tuple[str, SiteUpdate | InputError]]:
         """What each site sends after a round that begins when ``since`` iterations are done."""
         ...
 
@@ -257,7 +257,7 @@ def _weights(method: Method) -> dict[str, Tensor]:
 
 
 def _mean(
-    updates: Sequence[Update], since: int, protocol: Protocol, out: Path
+    updates: Sequence[SiteUpdate], since: int, protocol: Protocol, out: Path
 ) -> dict[str, Tensor]:
     """The mean of the sites' weights, with noise or rounded if the protocol says so."""
     mean = average(updates)
@@ -279,12 +279,12 @@ def _secret(out: Path) -> bytes:
 
 
 def _round(
-    sent: Iterator[tuple[str, Update | InputError]],
+    sent: Iterator[tuple[str, SiteUpdate | InputError]],
     wanted: Mapping[str, Tensor],
     since: int,
     protocol: Protocol,
     log: TrainingLog,
-) -> tuple[list[Update], list[str]]:
+) -> tuple[list[SiteUpdate], list[str]]:
     """The updates of one round, and the sites left out, as their update cannot be used.
 
     Raises InputError if none can be used.
@@ -292,7 +292,7 @@ def _round(
     number, updates, missing, why = since // protocol.iterations + 1, [], [], None
     for name, update in sent:
         why = str(update) if isinstance(update, InputError) else refusal(update, wanted)
-        if why is None and isinstance(update, Update):
+        if why is None and isinstance(update, SiteUpdate):
             updates.append(update)
         else:
             missing.append(name)
@@ -310,7 +310,7 @@ def _round(
 
 
 def _note_losses(
-    log: TrainingLog, updates: Sequence[Update], config: RunConfig, since: int, iterations: int
+    log: TrainingLog, updates: Sequence[SiteUpdate], config: RunConfig, since: int, iterations: int
 ) -> None:
     """Add the mean over the sites of each term to the log, iteration by iteration.
 

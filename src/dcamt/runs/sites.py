@@ -20,7 +20,7 @@ from dcamt.engine.precision import use_float32_where_needed
 from dcamt.engine.signals import Interrupted
 from dcamt.engine.trainer import Done, Trainer
 from dcamt.errors import InputError
-from dcamt.federation import Protocol, Update, stays
+from dcamt.federation import Protocol, SiteUpdate, stays
 from dcamt.inference.predict import SUMMARY
 from dcamt.inference.validate import mean_dice
 from dcamt.methods.method import Method
@@ -80,7 +80,7 @@ def train_round(
     protocol: Protocol,
     fabric: Fabric,
     stop: Sequence[int],
-) -> Update:
+) -> SiteUpdate:
     """Train from the weights ``shared`` for the iterations of a round; ``since`` are done.
 
     The state of the optimisers is the site's own, from its last round. A site that has done its
@@ -108,9 +108,9 @@ def train_round(
         if until == protocol.total or name not in own
     }
     if protocol.clip:
-        return Update(clipped(weights, shared, protocol.clip), 1, {})
+        return SiteUpdate(clipped(weights, shared, protocol.clip), 1, {})
     losses = _losses(site.folder / "log.csv", since, until)
-    return Update(rounded(weights) if protocol.half else weights, site.cases, losses)
+    return SiteUpdate(rounded(weights) if protocol.half else weights, site.cases, losses)
 
 
 def _train(trainer: Trainer, folder: Path, until: int, stop: Sequence[int]) -> None:
