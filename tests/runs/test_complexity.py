@@ -71,6 +71,11 @@ def test_mean_teacher_predicts_with_one_of_its_two_networks() -> None:
     assert teacher == {"parameters": 2 * one["parameters"], "macs": one["macs"]}
 
 
+def test_a_patch_that_is_too_small_for_the_backbone_is_refused() -> None:
+    with pytest.raises(InputError, match="one voxel at the bottleneck of swin-unetr"):
+        method_cost("vnet", (32, 32, 32), set=["network.name=swin-unetr"])
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_can_be_counted(name: str) -> None:
     found = method_cost(name, (32, 16, 16), width=2)

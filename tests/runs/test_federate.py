@@ -346,3 +346,15 @@ def test_a_federation_on_one_machine_loads_nothing_of_flower():
     code = "import sys, dcamt.runs.federate, dcamt.runs.federated_app; print('flwr' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_federation_is_tracked_to_its_end(federated, settings, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    out = federated("tracked", rounds=1, set=[*settings, "train.tracker=mlflow"])
+    found = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow' / 'mlflow.db'}")
+    run = found.get_run(json.loads((out / "mlflow" / "run.json").read_text())["run_id"])
+    assert run.info.status == "FINISHED"
+    mean = json.loads((out / "validation.json").read_text())["mean"]
+    assert run.data.metrics["report/dice"] == pytest.approx(mean["dice"])

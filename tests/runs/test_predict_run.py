@@ -196,12 +196,13 @@ def test_a_series_goes_into_one_file_but_not_among_its_slices(tiny_run, tmp_path
         ("x.nii.gz", {}, "is a folder of scans; name a folder"),
         ("x.nii", {}, r"no segmentation is written as \.nii"),
         ("x.mhd", {}, r"no segmentation is written as \.mhd"),
+        ("x.dcm", {}, "name a folder; --dicom-seg writes"),
         ("x.nrrd", {"format": "mha"}, "is no mha by its name"),
         ("x", {"format": "png"}, "'png' is unknown"),
     ],
 )
 def test_a_name_that_does_not_fit_is_refused(tiny_run, scans, tmp_path, name, options, words):
-    input = scans if "name a folder" in words else scans / "a.nii.gz"
+    input = scans if "is a folder" in words else scans / "a.nii.gz"
     with pytest.raises(InputError, match=words):
         api.predict(tiny_run, input, tmp_path / name, quiet=True, **options)
     assert not (tmp_path / name).exists()

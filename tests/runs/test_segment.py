@@ -201,7 +201,14 @@ def test_what_arrives_whole_is_segmented_once_and_a_kill_loses_nothing(tiny_run,
 def test_a_folder_that_cannot_be_read_for_a_while_ends_no_watching():
     """Told once it is seen twice. No system can list a folder of so long a name."""
     said = io.StringIO()
-    given = (Path("x" * 300), 1, 0.5, lambda arrived: {}, Console(file=said, width=2000))
+    given = (
+        Path("x" * 300),
+        1,
+        Path("out"),
+        0.5,
+        lambda arrived: {},
+        Console(file=said, width=2000),
+    )
     watching = threading.Thread(target=watch, args=given, daemon=True)
     watching.start()
     begin = time.monotonic()
@@ -239,6 +246,18 @@ def test_a_name_does_not_depend_on_what_else_arrives(tmp_path):
     assert [case.name for case in scans_so_far(tmp_path, 1)[0]] == ["a"]
     write_scan(tmp_path / "b.nii.gz")
     assert [case.name for case in scans_so_far(tmp_path, 1)[0]] == ["a", "b"]
+
+
+def test_a_series_that_lies_too_deep_is_told(tmp_path, write_series):
+    """As a router leaves it: the slices have no ending. Segmentations may lie in the folder too."""
+    series = tmp_path / "inbox" / "patient" / "study" / "series"
+    for path in write_series(series, np.zeros((4, 4, 3)), np.eye(4)).iterdir():
+        path.rename(path.with_suffix(""))
+    write_scan(tmp_path / "inbox" / "out" / "deep" / "a.nii.gz")
+    found, problems = scans_so_far(tmp_path / "inbox", 1, (tmp_path / "inbox" / "out").resolve())
+    assert found == []
+    (problem,) = problems
+    assert problem.startswith(f"{tmp_path / 'inbox' / 'patient'}: holds scans further down")
 
 
 def test_of_two_scans_of_one_name_neither_is_taken(tmp_path):

@@ -62,15 +62,19 @@ def find_scans(path: Path, channels: int, unread: list[Path] | None = None) -> l
     return grouped
 
 
-def scans_so_far(path: Path, channels: int) -> tuple[list[Case], list[str]]:
-    """What of the folder ``path`` is a scan now, and what is wrong with the rest of it.
+def scans_so_far(
+    path: Path, channels: int, skip: Path | None = None
+) -> tuple[list[Case], list[str]]:
+    """What of the folder ``path`` is a scan now, and what is wrong with the rest but ``skip``.
 
     For a folder that is being filled: it may be empty, and a scan that lacks a channel is no scan
     yet. With 1 channel the ending _0000 is no part of a name, whatever else will arrive. Of two
     scans that get one name by that, neither is taken.
     """
     problems: list[str] = []
-    found = _scans_in(path, channels, problems, [])
+    unread: list[Path] = []
+    found = _scans_in(path, channels, problems, unread)
+    problems += remarks_on(unread, skip)
     if channels == 1:
         found = [replace(case, name=case.name.removesuffix("_0000")) for case in found]
     times = Counter(case.name for case in found)

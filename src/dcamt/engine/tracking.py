@@ -15,6 +15,7 @@ from dcamt.config import TrainConfig
 from dcamt.errors import InputError
 from dcamt.files import read_json, write_text
 from dcamt.records.run_folder import read_config
+from dcamt.records.scores import read_scores
 
 FOLDER = "mlflow"
 """In the run folder: the local store, and which MLflow run this is."""
@@ -34,6 +35,14 @@ def check_tracker(settings: TrainConfig) -> None:
             "train.tracker = mlflow: MLflow is not installed; run `pip install 'dcamt[mlflow]'`, "
             "or leave the setting out"
         )
+
+
+def finish_tracking(run: Path, settings: TrainConfig) -> None:
+    """Give the MLflow run of ``run``, if it has one, scores and report after training."""
+    if settings.tracker == "mlflow":
+        scores = run / "validation.json"
+        means = read_scores(scores)["mean"] if scores.exists() else {}
+        MlflowRun(run).finish(means, (run / "report.html",))
 
 
 class MlflowRun:

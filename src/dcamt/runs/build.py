@@ -118,7 +118,7 @@ def check_networks(config: RunConfig) -> None:
 
     Nor may windows skip voxels when the run predicts.
     """
-    plan, train = config.plan, config.train
+    plan = config.plan
     check_stride(plan.patch, config.predict)
     stride = network_stride(config, plan.patch, plan.spacing)
     if not fits(plan.patch, stride):
@@ -131,10 +131,18 @@ def check_networks(config: RunConfig) -> None:
             f"method {config.method.name}: data.patch = {list(plan.patch)}: each side must have at "
             f"least {least} voxels"
         )
+    check_bottlenecks(config)
+    with torch.device("meta"):  # whatever else a method or a backbone refuses
+        build_method(config)
+
+
+def check_bottlenecks(config: RunConfig) -> None:
+    """InputError if a bottleneck is one voxel, which the norm of its backbone cannot take."""
+    plan, train = config.plan, config.train
     for name, kind in backbones(config).items():
         if kind.stride_for(plan.patch, plan.spacing) != plan.patch:
             continue
-        why = f"data.patch = {list(plan.patch)} leaves one voxel at the bottleneck of {name}"
+        why = f"the patch {list(plan.patch)} leaves one voxel at the bottleneck of {name}"
         if kind.norm == "instance":
             raise InputError(f"{why}, which instance norm makes 0; set a larger data.patch")
         for key in ("labeled_batch", "unlabeled_batch"):
@@ -143,8 +151,6 @@ def check_networks(config: RunConfig) -> None:
                     f"train.{key} = 1 with {why}, so batch norm has one value; set train.{key}=2 "
                     "or a larger data.patch"
                 )
-    with torch.device("meta"):  # whatever else a method or a backbone refuses
-        build_method(config)
 
 
 def resolve_method(method: MethodConfig) -> MethodConfig:

@@ -13,7 +13,7 @@ from dcamt.errors import InputError
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
-from dcamt.runs.build import build_method, check_segments, network_stride
+from dcamt.runs.build import build_method, check_bottlenecks, check_segments, network_stride
 
 
 def method_cost(
@@ -78,7 +78,9 @@ def with_plan(
     network = config.network
     if width is not None:
         network = network.model_copy(update={"width": width})
-    return RunConfig(**{**dict(config), "plan": plan, "network": network})
+    planned = RunConfig(**{**dict(config), "plan": plan, "network": network})
+    check_bottlenecks(planned)
+    return planned
 
 
 def count(model: Method, channels: int, patch: Sequence[int]) -> dict[str, int]:

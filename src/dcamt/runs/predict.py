@@ -113,7 +113,7 @@ def segment_scans(
             return failed
 
         if settle is not None:
-            watch(input, len(plan.channels), settle, segment_all_of, console)
+            watch(input, len(plan.channels), folder, settle, segment_all_of, console)
         failed = segment_all_of(scans)
     if failed:
         first, *others = failed
@@ -170,6 +170,10 @@ def _name_outputs(
     if format not in (None, *OUTPUT_FORMATS):
         raise InputError(f"format {format!r} is unknown; choose {', '.join(OUTPUT_FORMATS)}")
     ending = ending_of(out.name)
+    if out.suffix.lower() == ".dcm" and not out.is_dir():
+        raise InputError(
+            f"{out}: name a folder; --dicom-seg writes DICOM Segmentations in it, beside the others"
+        )
     if ending is None or out.is_dir():
         return {scan.name: out / f"{scan.name}.{format or OUTPUT_FORMATS[0]}" for scan in scans}
     if ending[1:] not in OUTPUT_FORMATS:

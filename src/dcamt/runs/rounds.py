@@ -19,7 +19,7 @@ from dcamt.data.dataset import Dataset
 from dcamt.data.split import Split
 from dcamt.engine import checkpoint
 from dcamt.engine.log import TrainingLog
-from dcamt.engine.tracking import check_tracker
+from dcamt.engine.tracking import check_tracker, finish_tracking
 from dcamt.engine.trainer import Done, learning_rate
 from dcamt.errors import InputError
 from dcamt.escape import printable
@@ -343,3 +343,4 @@ def _finish(outcomes: Mapping[str, Outcome], config: RunConfig, out: Path) -> No
         write_json(calibrate(numbers, scores, classes), out / CALIBRATION)
         write_json(scores, out / "validation.json")
     write_report(out)
+    finish_tracking(out, config.train)

@@ -21,7 +21,7 @@ from dcamt.engine.device import check_sharing, choose_device, make_fabric
 from dcamt.engine.launch import launch_processes
 from dcamt.engine.signals import Interrupted
 from dcamt.engine.together import Lost, follows, meet, started_by_torchrun, told_of_lost
-from dcamt.engine.tracking import FOLDER, MlflowRun, check_tracker
+from dcamt.engine.tracking import FOLDER, check_tracker, finish_tracking
 from dcamt.engine.train import train
 from dcamt.engine.transfer import read_start
 from dcamt.errors import CannotHold, InputError
@@ -36,7 +36,6 @@ from dcamt.memory import told_of_memory
 from dcamt.methods.method import Method
 from dcamt.processes import safe_path
 from dcamt.records.run_folder import has_begun, refuse_existing_run, write_beginning
-from dcamt.records.scores import read_scores
 from dcamt.records.summary import CALIBRATION, read_numbers
 from dcamt.reporting.report import write_report
 from dcamt.runs.build import build_method, check_fit, check_trains, load_run
@@ -187,17 +186,8 @@ def _train_and_report(
     if planned.split.val:
         segment_validation(out, planned, fabric.device)
     write_report(out, planned.dataset)
-    if config.train.tracker == "mlflow":
-        _finish_mlflow(out)
+    finish_tracking(out, config.train)
     return out
-
-
-def _finish_mlflow(out: Path) -> None:
-    """Give the MLflow run of ``out`` what there is now that training is over."""
-    scores = out / "validation.json"
-    MlflowRun(out).finish(
-        read_scores(scores)["mean"] if scores.exists() else {}, (out / "report.html",)
-    )
 
 
 @told_of_memory("this training does not fit", LOWER_TRAINING)

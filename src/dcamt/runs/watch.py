@@ -26,14 +26,16 @@ _Look = tuple[tuple[str, int, int], ...]
 def watch(
     folder: Path,
     channels: int,
+    out: Path,
     settle: float,
     segment: Callable[[Sequence[Case]], dict[str, str]],
     console: Console,
 ) -> NoReturn:
     """Call ``segment`` with the scans that arrived in ``folder``, until a signal ends it.
 
-    ``segment`` passes over what is segmented already and returns why scans could not be segmented;
-    such a scan is tried again when its files change.
+    ``out`` may lie in it; no scan is looked for there. ``segment`` passes over what is segmented
+    already and returns why scans could not be segmented; such a scan is tried again when its files
+    change.
     """
     seen: dict[str, _Look] = {}
     done: dict[str, _Look] = {}
@@ -43,7 +45,7 @@ def watch(
     console.print(printable(f"watching {folder}; end it with Ctrl-C"))
     while True:
         try:
-            scans, problems = scans_so_far(folder, channels)
+            scans, problems = scans_so_far(folder, channels, out.resolve())
         except OSError as error:  # a file was moved away meanwhile: the next look sees what is left
             scans, problems = [], [f"{folder}: cannot be read ({error.strerror or error})"]
         looks = {scan.name: _look(scan) for scan in scans}
