@@ -12,15 +12,14 @@ from dcamt.pretraining import MaskedReconstruction, block_side
 from dcamt.runs.build import make_network
 from dcamt.runs.complexity import with_plan
 from dcamt.types import IGNORE, Batch, Progress
+from smallest import smallest
 
-PATCHES = {"mednext": (32, 16, 16), "swin-unetr": (64, 32, 32)}
-WIDTHS = {"segresnet": 8, "swin-unetr": 12}
 AT = Progress(0, 10)
 
 
 def built(backbone="vnet", channels=2, **options):
-    settings = [f"network.name={backbone}", f"network.width={WIDTHS.get(backbone, 2)}"]
-    patch = PATCHES.get(backbone, (16, 16, 16))
+    width, patch = smallest(backbone)
+    settings = [f"network.name={backbone}", f"network.width={width}"]
     config = with_plan(load_config(None, settings), patch, channels, 2, None)
     torch.manual_seed(0)
     network = make_network(config.network, config.plan)

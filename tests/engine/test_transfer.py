@@ -22,9 +22,7 @@ from dcamt.networks.backbone import Backbone
 from dcamt.networks.swin_unetr import SwinUNETR
 from dcamt.runs.build import PRETRAINING, build_method
 from dcamt.runs.complexity import with_plan
-
-PATCHES = {"mednext": (32, 16, 16), "swin-unetr": (64, 32, 32)}
-WIDTHS = {"segresnet": 8, "swin-unetr": 12}
+from smallest import smallest
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +33,9 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 def configured(
     method: str, *settings: str, backbone: str = "vnet", channels: int = 1, classes: int = 2
 ) -> Config:
+    width, patch = smallest(backbone)
     chosen = [f"method.name={method}", f"network.name={backbone}"]
-    chosen += [f"network.width={WIDTHS.get(backbone, 2)}", *settings]
-    patch = PATCHES.get(backbone, (16, 16, 16))
+    chosen += [f"network.width={width}", *settings]
     config = load_config(None, [c for c in chosen if method == "dca-mt" or "heads" not in c])
     if method in PRETRAINING:
         plain = with_plan(load_config(None, chosen[1:]), patch, channels, classes, None)

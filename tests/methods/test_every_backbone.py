@@ -13,21 +13,13 @@ from dcamt.networks.swin_unetr import SwinUNETR
 from dcamt.runs.build import build_method, check_networks
 from dcamt.runs.complexity import with_plan
 from dcamt.types import IGNORE, Batch, Progress
+from smallest import smallest
 
-# The smallest that each takes: width and patch.
-SMALLEST = {
-    "mednext": (2, (32, 16, 16)),
-    "resenc": (2, (16, 16, 16)),
-    "segresnet": (8, (16, 16, 16)),
-    "swin-unetr": (12, (64, 32, 32)),
-    "unet": (2, (16, 16, 16)),
-    "vnet": (2, (32, 16, 16)),
-}
 LATE = Progress(900, 1000)
 
 
 def configured(method: str, backbone: str, *settings: str) -> Config:
-    width, patch = SMALLEST[backbone]
+    width, patch = smallest(backbone)
     chosen = [f"method.name={method}", f"network.name={backbone}", f"network.width={width}"]
     return with_plan(load_config(None, [*chosen, *settings]), patch, 1, 2, None)
 
@@ -41,10 +33,6 @@ def batch_for(patch: tuple[int, int, int]) -> Batch:
     inside = torch.ones(1, *patch, dtype=torch.bool)
     inside[:, -1] = False
     return Batch(image[:1], label[:1], image[1:], inside, ("a", "b"), (image[1:], 2 * image[1:]))
-
-
-def test_every_backbone_has_its_smallest_size() -> None:
-    assert SMALLEST.keys() == BACKBONES.keys()
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -12,16 +12,9 @@ from dcamt.networks import BACKBONES, swin_unetr
 from dcamt.networks.backbone import Backbone
 from dcamt.networks.unet import UNet
 from dcamt.runs.build import make_network
+from smallest import smallest
 
 FIVE_LEVELS, SIX_LEVELS = (112, 112, 80), (128, 128, 128)
-SMALLEST = {
-    "mednext": (1, (16, 32, 16)),
-    "resenc": (1, (8, 16, 8)),
-    "segresnet": (8, (8, 16, 8)),
-    "swin-unetr": (12, (32, 64, 32)),
-    "unet": (1, (8, 16, 8)),
-    "vnet": (1, (16, 32, 16)),
-}
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
 
 
@@ -34,7 +27,7 @@ def plan_of(patch=(16, 16, 16), spacing=(1.0, 1.0, 1.0), channels=2, classes=3) 
 
 
 def tiny(name: str, **options) -> tuple[Backbone, tuple[int, int, int]]:
-    width, patch = SMALLEST[name]
+    width, patch = smallest(name)
     return make_network(NetworkConfig(name=name, width=width), plan_of(patch))(**options), patch
 
 
@@ -108,7 +101,7 @@ def test_the_layers_are_those_of_the_library(name) -> None:
     network, patch = tiny(name)
     theirs = {
         "segresnet": lambda: nets.SegResNet(3, 8, 2, 3),
-        "mednext": lambda: nets.MedNeXt(3, 1, 2, 3, kernel_size=3, use_residual_connection=True),
+        "mednext": lambda: nets.MedNeXt(3, 2, 2, 3, kernel_size=3, use_residual_connection=True),
         "swin-unetr": lambda: nets.SwinUNETR(2, 3, feature_size=12),
     }[name]().eval()
     state = {key.removeprefix("layers."): v for key, v in network.state_dict().items()}

@@ -21,23 +21,15 @@ from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import build_method, load_run
 from dcamt.runs.complexity import method_cost
 from dcamt.runs.export_onnx import onnx_files
+from smallest import smallest
 
-# The smallest that each takes: width and patch.
-SMALLEST = {
-    "mednext": (1, [16, 32, 16]),
-    "resenc": (1, [16, 16, 16]),
-    "segresnet": (8, [16, 16, 8]),
-    "swin-unetr": (12, [64, 32, 32]),
-    "unet": (1, [16, 16, 16]),
-    "vnet": (1, [16, 32, 16]),
-}
 CPU = torch.device("cpu")
 
 
 def settings(name: str, iterations: int) -> list[str]:
-    width, patch = SMALLEST[name]
+    width, patch = smallest(name)
     return [
-        "device=cpu", f"network.name={name}", f"network.width={width}", f"data.patch={patch}",
+        "device=cpu", f"network.name={name}", f"network.width={width}", f"data.patch={[*patch]}",
         f"train.iterations={iterations}", "train.labeled_batch=1", "train.unlabeled_batch=1",
         "train.checkpoint_every=1", "train.validate_every=0", "method.decay=0.9",
     ]  # fmt: skip
@@ -64,10 +56,10 @@ def run(request, phantoms: Path, tmp_path_factory, cache, small_windows) -> Path
 
 def test_the_run_says_what_it_trained(run) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
-    width, patch = SMALLEST[run.name]
+    width, patch = smallest(run.name)
     network = {"name": run.name, "width": width, "size": "S" if run.name == "mednext" else None}
     assert config["network"] == {**network, "dropout": 0.0}
-    assert config["plan"]["patch"] == patch
+    assert config["plan"]["patch"] == [*patch]
     assert f"{run.name}{', size S' if network['size'] else ''}, width {width}" in dcamt.card(run)
 
 
@@ -88,7 +80,7 @@ def test_it_resumes_to_the_same_weights(run, phantoms, tmp_path, monkeypatch) ->
                 splits=phantoms / "splits.json", set=settings(run.name, 2), quiet=True,
             )  # fmt: skip
     # As a comparison asks again: what it left to the backbone is null there.
-    network = {"name": run.name, "width": SMALLEST[run.name][0], "size": None}
+    network = {"name": run.name, "width": smallest(run.name)[0], "size": None}
     asked = tmp_path / "asked.yaml"
     asked.write_text(yaml.safe_dump({"network": network}))
     dcamt.train(phantoms, tmp_path / "run", config=asked, resume=True, quiet=True)
@@ -120,7 +112,7 @@ def test_made_fast_it_predicts_the_same(run) -> None:
         predictor = make_predictor(method, config.plan, CPU)
         found = predictor.branches(window)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert predictor.live > 3 * SMALLEST[run.name][0]  # maps of full resolution and width
+    assert predictor.live > 3 * smallest(run.name)[0]  # maps of full resolution and width
 
 
 @pytest.mark.slow
@@ -153,10 +145,10 @@ def test_torchscript_gives_the_same_probabilities(run, tmp_path) -> None:
 )
 def test_onnx_runtime_gives_the_same_probabilities(name, small_windows) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'dcamt[onnx]'")
-    width, patch = SMALLEST[name]
+    width, patch = smallest(name)
     plan = Plan(
         channels=("a", "b"), classes=("0", "1", "2"), ignore=None, orientation="RAS",
-        spacing=(1, 1, 1), crop=True, normalization=(Normalization(),) * 2, patch=tuple(patch),
+        spacing=(1, 1, 1), crop=True, normalization=(Normalization(),) * 2, patch=patch,
     )  # fmt: skip
     config = RunConfig(plan=plan, network=NetworkConfig(name=name, width=width))
     method = build_method(config)
@@ -170,7 +162,7 @@ def test_onnx_runtime_gives_the_same_probabilities(name, small_windows) -> None:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_it_can_be_counted(name, cli) -> None:
-    width, patch = SMALLEST[name]
+    width, patch = smallest(name)
     code, out, _ = cli(
         "cost", "--method", "mean-teacher", "--set", f"network.name={name}", "--width", width,
         "--patch", *patch, "--json",
