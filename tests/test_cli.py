@@ -18,6 +18,7 @@ from dcamt.config import load_config
 from dcamt.data.volume import write_volume
 from dcamt.evaluation.evaluate import evaluate
 from dcamt.files import holds
+from dcamt.networks import BACKBONES
 
 SIZE = (16, 16, 16)
 SPLITS = {"labeled": ["c0", "c1"], "unlabeled": ["c2", "c3"], "val": ["c4"]}
@@ -181,7 +182,7 @@ WRONG_OPTIONS = {
     "a rate that is no number": (["--set", "train.learning_rate=.nan"], "learning_rate"),
     "patch off the stride": (["--set", "data.patch=[16,16,20]"], "multiple of 16"),
     "a batch of one bottleneck voxel": (["--set", "train.unlabeled_batch=1"], "unlabeled_batch=2"),
-    "unknown backbone": (["--set", "network.name=unet3d"], "resenc, segresnet, swin-unetr, unet"),
+    "unknown backbone": (["--set", "network.name=unet3d"], ", ".join(sorted(BACKBONES))),
     "a size of another backbone": (["--set", "network.size=B"], "no named sizes"),
     "window upside down": (["--set", "data.window=[300,100]"], "window"),
     "orientation": (["--set", "data.orientation=RAX"], "orientation"),

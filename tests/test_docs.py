@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dcamt.methods import METHODS
+from dcamt.networks import BACKBONES
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -21,6 +24,12 @@ def test_the_worked_backbone_is_the_real_file() -> None:
     examples = re.findall(r"```python\n(.*?)\n```", page, re.DOTALL)
     assert examples[0] + "\n" == (ROOT / "src/dcamt/networks/segresnet.py").read_text()
     assert examples[1] in (ROOT / "src/dcamt/networks/__init__.py").read_text()
+
+
+def test_every_method_and_backbone_has_a_row() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    for name in (*METHODS, *BACKBONES):
+        assert f"\n| `{name}` | " in page, f"docs/methods.md has no row for {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -58,7 +58,7 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
         method = build_method(config)
     parameters = sum(p.numel() for p in method.parameters())
     # Every method's file begins with one line that says what it is.
-    summary = (sys.modules[type(method).__module__].__doc__ or "").splitlines()[0]
+    summary = (sys.modules[type(method).__module__].__doc__ or config.method.name).splitlines()[0]
     name, licence = _description(first)
     seeds = sorted(each.seed for each in (config, *others))
     parts = [
