@@ -140,7 +140,7 @@ def test_what_is_timed_has_the_batch_that_will_train(method, labeled, unlabeled,
     monkeypatch.setattr(kind, "step", look)
     settings = [f"method.name={method}", f"train.labeled_batch={labeled}"]
     settings += [f"train.unlabeled_batch={unlabeled}", "network.width=2", "device=cpu"]
-    config = with_plan(load_config(None, settings), (16, 16, 16), 1, 2, None)
+    config = with_plan(load_config(None, settings), (32, 16, 16), 1, 2, None)
     iteration, window = measure_iteration(config)
     assert set(seen) == {(labeled, unlabeled, unlabeled)}
     assert iteration > 0 and window > 0
