@@ -74,6 +74,8 @@ def test_mean_teacher_predicts_with_one_of_its_two_networks() -> None:
 def test_a_patch_that_is_too_small_for_the_backbone_is_refused() -> None:
     with pytest.raises(InputError, match="one voxel at the bottleneck of swin-unetr"):
         method_cost("vnet", (32, 32, 32), set=["network.name=swin-unetr"])
+    with pytest.raises(InputError, match=r"sassnet: .* at least 16 voxels"):
+        method_cost("sassnet", (8, 8, 8), set=["network.name=segresnet"])
 
 
 @pytest.mark.parametrize("name", list(METHODS))

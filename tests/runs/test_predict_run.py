@@ -197,6 +197,8 @@ def test_a_series_goes_into_one_file_but_not_among_its_slices(tiny_run, tmp_path
         ("x.nii", {}, r"no segmentation is written as \.nii"),
         ("x.mhd", {}, r"no segmentation is written as \.mhd"),
         ("x.dcm", {}, "name a folder; --dicom-seg writes"),
+        ("x.IMA", {}, "name a folder; --dicom-seg writes"),
+        ("x.mgz", {}, r"no segmentation is written as \.mgz"),
         ("x.nrrd", {"format": "mha"}, "is no mha by its name"),
         ("x", {"format": "png"}, "'png' is unknown"),
     ],

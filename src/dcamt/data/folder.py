@@ -129,13 +129,16 @@ def remarks_on(unread: Iterable[Path], skip: Path | None = None) -> list[str]:
 def _holds_volumes(folder: Path, depth: int) -> bool:
     try:
         entries = [path for path in folder.iterdir() if not is_of_the_system(path)]
-        if dicom.is_series(folder):
+        if any(_claims(path) for path in entries) or dicom.is_series(folder):
             return True
     except OSError:  # moved away meanwhile, or closed to this account
         return False
-    return any(
-        file_stem(path.name) is not None or path.suffix.lower() in dicom.ENDINGS for path in entries
-    ) or any(_holds_volumes(path, depth - 1) for path in entries if depth > 1 and path.is_dir())
+    return any(_holds_volumes(path, depth - 1) for path in entries if depth > 1 and path.is_dir())
+
+
+def _claims(path: Path) -> bool:
+    """Whether a file says by its name that it is a volume or a slice."""
+    return file_stem(path.name) is not None or path.suffix.lower() in dicom.ENDINGS
 
 
 def why_not(path: Path) -> str:

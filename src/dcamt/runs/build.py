@@ -125,20 +125,20 @@ def check_networks(config: RunConfig) -> None:
         raise InputError(
             f"data.patch = {list(plan.patch)}: every side must be a multiple of {multiples(stride)}"
         )
+    check_patch(config)
+    with torch.device("meta"):  # whatever else a method or a backbone refuses
+        build_method(config)
+
+
+def check_patch(config: RunConfig) -> None:
+    """InputError if the patch is too small for the method, or for the norm at a bottleneck."""
+    plan, train = config.plan, config.train
     least = _KINDS[config.method.name].least_side
     if min(plan.patch) < least:
         raise InputError(
             f"method {config.method.name}: data.patch = {list(plan.patch)}: each side must have at "
             f"least {least} voxels"
         )
-    check_bottlenecks(config)
-    with torch.device("meta"):  # whatever else a method or a backbone refuses
-        build_method(config)
-
-
-def check_bottlenecks(config: RunConfig) -> None:
-    """InputError if a bottleneck is one voxel, which the norm of its backbone cannot take."""
-    plan, train = config.plan, config.train
     for name, kind in backbones(config).items():
         if kind.stride_for(plan.patch, plan.spacing) != plan.patch:
             continue

@@ -58,7 +58,8 @@ def model_card(folders: Sequence[Path], weights: str = "last") -> str:
         method = build_method(config)
     parameters = sum(p.numel() for p in method.parameters())
     # Every method's file begins with one line that says what it is.
-    summary = (sys.modules[type(method).__module__].__doc__ or config.method.name).splitlines()[0]
+    told = (sys.modules[type(method).__module__].__doc__ or "").strip() or config.method.name
+    summary = told.splitlines()[0]
     name, licence = _description(first)
     seeds = sorted(each.seed for each in (config, *others))
     parts = [

@@ -13,7 +13,7 @@ from dcamt.errors import InputError
 from dcamt.methods import METHODS
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
-from dcamt.runs.build import build_method, check_bottlenecks, check_segments, network_stride
+from dcamt.runs.build import build_method, check_patch, check_segments, network_stride
 
 
 def method_cost(
@@ -79,7 +79,7 @@ def with_plan(
     if width is not None:
         network = network.model_copy(update={"width": width})
     planned = RunConfig(**{**dict(config), "plan": plan, "network": network})
-    check_bottlenecks(planned)
+    check_patch(planned)
     return planned
 
 

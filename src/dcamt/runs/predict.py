@@ -14,8 +14,8 @@ from rich.console import Console
 
 from dcamt.config import PredictConfig
 from dcamt.data.dataset import Case
-from dcamt.data.folder import remarks_on
-from dcamt.data.formats import OUTPUT_FORMATS, ending_of
+from dcamt.data.folder import OTHER_FORMATS, remarks_on
+from dcamt.data.formats import OUTPUT_FORMATS, dicom, ending_of
 from dcamt.data.formats.dicom_seg import check_sources
 from dcamt.data.outputs import refuse_within_dataset
 from dcamt.data.scans import check_can_be_watched, find_scans, scans_so_far
@@ -170,12 +170,14 @@ def _name_outputs(
     if format not in (None, *OUTPUT_FORMATS):
         raise InputError(f"format {format!r} is unknown; choose {', '.join(OUTPUT_FORMATS)}")
     ending = ending_of(out.name)
-    if out.suffix.lower() == ".dcm" and not out.is_dir():
+    if ending is None and out.suffix.lower() in OTHER_FORMATS:
+        ending = out.suffix.lower()
+    if ending is None or out.is_dir():
+        return {scan.name: out / f"{scan.name}.{format or OUTPUT_FORMATS[0]}" for scan in scans}
+    if ending in dicom.ENDINGS:
         raise InputError(
             f"{out}: name a folder; --dicom-seg writes DICOM Segmentations in it, beside the others"
         )
-    if ending is None or out.is_dir():
-        return {scan.name: out / f"{scan.name}.{format or OUTPUT_FORMATS[0]}" for scan in scans}
     if ending[1:] not in OUTPUT_FORMATS:
         raise InputError(
             f"{out}: no segmentation is written as {ending}; choose {', '.join(OUTPUT_FORMATS)}"
