@@ -67,8 +67,8 @@ def to_network(image: Volume, plan: Plan) -> tuple[NDArray[np.float32], Placemen
     inside: NDArray[np.bool_] | None = None
     if any(how.masked for how in plan.normalization):
         filled = binary_fill_holes((array != 0).any(0)).astype(np.float32)
-        inside = (_resample(torch.from_numpy(filled)[None], shape)[0] >= 0.5).numpy()
-    resampled = _resample(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), shape)
+        inside = (resample(torch.from_numpy(filled)[None], shape)[0] >= 0.5).numpy()
+    resampled = resample(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), shape)
     del array
     prepared = np.empty(resampled.shape, np.float32)
     for target, channel, how in zip(prepared, resampled.numpy(), plan.normalization, strict=True):
@@ -88,7 +88,7 @@ def label_to_network(label: Volume, placement: Placement, plan: Plan) -> NDArray
     best = torch.full(shape, -1.0)
     result = torch.zeros(shape, dtype=torch.int8)
     for value in values:
-        share = _resample(torch.from_numpy((array == value).astype(np.float32))[None], shape)[0]
+        share = resample(torch.from_numpy((array == value).astype(np.float32))[None], shape)[0]
         result[share > best] = int(value)
         best = torch.maximum(best, share)
     return result.numpy()
@@ -114,8 +114,13 @@ def restore(values: torch.Tensor, placement: Placement) -> NDArray[np.float32]:
     """
     full = np.zeros((len(values), *reoriented_shape(placement)), np.float32)
     for k in range(len(values)):  # one by one: a second copy of all of them would be the peak
-        full[k, *placement.box] = _resample(values[k : k + 1].float(), placement.cropped)[0]
-    return reorient(full, _inverse(placement.axes))
+        full[k, *placement.box] = resample(values[k : k + 1].float(), placement.cropped)[0]
+    return from_prepared(full, placement)
+
+
+def from_prepared(values: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    """Values ``(N, x, y, z)`` of the whole scan along the scan's own axes, ``(N, X, Y, Z)``."""
+    return reorient(values, _inverse(placement.axes))
 
 
 def normalize(
@@ -170,7 +175,7 @@ def resampled_shape(shape: Shape, spacing: tuple[float, float, float], plan: Pla
     return sizes[0], sizes[1], sizes[2]
 
 
-def _resample(values: torch.Tensor, shape: Shape) -> torch.Tensor:
+def resample(values: torch.Tensor, shape: Shape) -> torch.Tensor:
     """Trilinear, ``(N, x, y, z)`` to ``(N, *shape)``; both grids cover the same extent."""
     if values.shape[1:] == shape:
         return values

@@ -16,7 +16,10 @@ from dcamt.data.formats import ending_of
 from dcamt.data.formats.dicom_seg import write_segmentation
 from dcamt.data.space import (
     Placement,
+    from_prepared,
     place,
+    reoriented_shape,
+    resample,
     resampled_shape,
     restore,
     spacing_along,
@@ -217,19 +220,29 @@ def restored_probabilities(
 ) -> NDArray[np.float32]:
     """Probabilities ``(K, x, y, z)`` of the network's grid on the scan's: ``(K, X, Y, Z)``.
 
-    Both float32. Outside the crop the background has probability 1.
+    Both float32. The background is what the other classes leave: 1 outside the crop.
     """
-    restored = restore(probabilities, placement)
-    for x in range(restored.shape[1]):  # slab by slab: whole-volume temporaries are the peak
-        restored[0, x][restored[:, x].sum(0) == 0] = 1.0
-    return restored
+    full = np.zeros((len(probabilities), *reoriented_shape(placement)), np.float32)
+    background = full[0]
+    background[...] = 1.0
+    for k, values in enumerate(probabilities[1:], 1):
+        full[k, *placement.box] = resample(values[None], placement.cropped)[0]
+        background[placement.box] -= full[k, *placement.box]
+    np.maximum(background, 0, out=background)  # rounding alone makes it less
+    return from_prepared(full, placement)
 
 
 def most_probable(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The class of every voxel, ``(K, X, Y, Z)`` to ``(X, Y, Z)``; argmax's own are of 64 bits."""
-    classes = np.empty(probabilities.shape[1:], np.uint8)
-    for x in range(len(classes)):
-        classes[x] = probabilities[:, x].argmax(0)
+    """The first class of the highest probability, ``(K, X, Y, Z)`` to ``(X, Y, Z)``.
+
+    Slab by slab: argmax along the first axis takes five times as long, and classes of 64 bits.
+    """
+    classes = np.zeros(probabilities.shape[1:], np.uint8)
+    for x, found in enumerate(classes):
+        best = probabilities[0, x]
+        for k in range(1, len(probabilities)):
+            np.copyto(found, k, where=probabilities[k, x] > best)
+            best = np.maximum(best, probabilities[k, x])
     return classes
 
 
