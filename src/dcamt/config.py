@@ -160,7 +160,7 @@ class NetworkConfig(BackboneConfig):
     """The backbone of which every method builds its networks."""
 
     name: str = "vnet"
-    """Backbone: vnet, unet, resenc, segresnet, mednext or swin-unetr."""
+    """Backbone: vnet, light-vnet, unet, resenc, segresnet, mednext or swin-unetr."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout rate."""
 

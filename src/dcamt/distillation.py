@@ -9,15 +9,18 @@ learner's q:
     L        = supervised L_sup(l) + L_taught
 
 The teacher sees u as it is, computes in float32 as `dcamt predict` does, and gets no gradient. It
-is no part of the method's state: weights that are saved or exported are the learner's alone.
+is no part of the method's state: weights that are saved or exported are the learner's alone. The
+learner learns by AdamW, whose rate falls as the protocol's does (docs/distilling.md has figures).
 """
 
 from collections.abc import Callable
 
 import torch
 from pydantic import PositiveFloat
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
+from dcamt.config import TrainConfig
 from dcamt.losses.consistency import distillation, soft_dice_between
 from dcamt.losses.overlap import dice_ce
 from dcamt.methods.method import Method
@@ -37,16 +40,25 @@ class Distilled(Method):
     """``(B, C, X, Y, Z)`` to probabilities ``(B, K, X, Y, Z)``, both float32."""
 
     class Config(Section):
-        """``temperature``: tau. ``supervised``: weight of the labels, 0 for none."""
+        """``temperature``: tau. ``supervised``: weight of the labels, 0 for none.
+
+        ``learning_rate``: of AdamW, at the start.
+        """
 
         temperature: PositiveFloat = 1.0
         supervised: float = 1.0
+        learning_rate: PositiveFloat = 2e-3
 
     config: Config
 
     def __init__(self, config: Config, network: Network):
         super().__init__(config, network)
         self.network = network()
+
+    def optimizer(self, part: str, parameters: list[nn.Parameter], train: TrainConfig) -> Optimizer:
+        rate = self.config.learning_rate
+        falling = {"params": parameters, "initial_lr": rate}
+        return AdamW([falling], lr=rate, weight_decay=train.weight_decay)
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         assert self.teacher is not None

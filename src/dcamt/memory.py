@@ -5,7 +5,7 @@ is refused.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -162,7 +162,7 @@ def _gigabytes(size: float) -> str:
 
 def _bounds(root: Path) -> Iterator[tuple[float, float]]:
     """Every limit that holds for this process, in bytes, and what is used of it."""
-    machine = _fields(root / "proc/meminfo")
+    machine = _fields(root / "proc/meminfo", ("MemTotal", "MemAvailable"))
     if "MemTotal" in machine:
         total = 1024 * machine["MemTotal"]
         yield total, total - 1024 * machine.get("MemAvailable", machine["MemTotal"])
@@ -175,7 +175,7 @@ def _bounds(root: Path) -> Iterator[tuple[float, float]]:
 
 def _of_process(root: Path) -> Iterator[tuple[float, float]]:
     """The limits that this process was given itself, and what it uses of each."""
-    status = _fields(root / "proc/self/status")
+    status = _fields(root / "proc/self/status", _LIMITS.values())
     for line in _read(root / "proc/self/limits").splitlines():
         for name, used in _LIMITS.items():
             value = line.removeprefix(name).split()[:1]  # the soft limit, in bytes
@@ -200,21 +200,20 @@ def _of_groups(mount: Path, path: str, version: int) -> Iterator[tuple[float, fl
             group = top.joinpath(*parts[:depth])
             most = _read(group / limit).strip()
             if most.isdecimal() and int(most) < _UNLIMITED:
-                kept = _fields(group / "memory.stat")
+                kept = _fields(group / "memory.stat", caches)
                 cached = sum(kept.get(name, 0.0) for name in caches)
                 used = _read(group / usage).strip()
                 yield float(most), max(0.0, float(used or 0) - cached)
 
 
-def _fields(path: Path) -> dict[str, float]:
-    """``NAME: NUMBER`` or ``NAME NUMBER`` of each line, as the system writes it."""
-    found = {}
-    for line in _read(path).splitlines():
-        name, _, rest = line.partition(" " if ":" not in line else ":")
-        number = rest.split()[:1]
-        if number and number[0].isdecimal():
-            found[name] = float(number[0])
-    return found
+def _fields(path: Path, names: Iterable[str]) -> dict[str, float]:
+    """The numbers of ``names`` in lines ``NAME: NUMBER`` or ``NAME NUMBER``, as the system writes.
+
+    Such files are read before every step that takes memory, so only these lines are looked at.
+    """
+    text = _read(path)
+    found = ((name, re.search(rf"^{name}:?\s+(\d+)", text, re.MULTILINE)) for name in names)
+    return {name: float(number[1]) for name, number in found if number}
 
 
 def _read(path: Path) -> str:

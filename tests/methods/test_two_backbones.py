@@ -109,7 +109,7 @@ def test_an_average_of_two_architectures_is_refused(teacher) -> None:
 
 
 def test_an_unknown_backbone_is_refused() -> None:
-    with pytest.raises(InputError, match="'no-such' is unknown; known backbones: mednext"):
+    with pytest.raises(InputError, match="'no-such' is unknown; known backbones: light-vnet"):
         configured("method.teacher_network=no-such")
 
 

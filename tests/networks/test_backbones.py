@@ -129,7 +129,7 @@ def test_a_u_net_halves_each_axis_as_its_plan_says() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"name": "no-such"}, "'no-such' is unknown; known backbones: mednext, resenc"),
+        ({"name": "no-such"}, "'no-such' is unknown; known backbones: light-vnet, mednext"),
         ({"name": "segresnet", "width": 12}, "segresnet: its width is a multiple of 8, not 12"),
         ({"name": "swin-unetr", "width": 16}, "swin-unetr: its width is a multiple of 12, not 16"),
         ({"name": "mednext", "size": "XL"}, "mednext has the sizes S, B, M, L, not XL"),

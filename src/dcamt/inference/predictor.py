@@ -14,7 +14,7 @@ from dcamt.inference.live import live_values
 from dcamt.inference.openvino_model import compute_with, import_openvino, model_of, streams
 from dcamt.methods.method import Method
 from dcamt.networks.convolution import channels_last
-from dcamt.networks.folding import fold_batch_norm
+from dcamt.networks.folding import fold
 
 Backend = Literal["torch", "openvino"]
 
@@ -46,7 +46,7 @@ def make_predictor(
     """
     check_backend(backend, device)
     fast = deepcopy(method).eval().to(device)
-    fold_batch_norm(fast)
+    fold(fast)
     channels_last(fast)
     live = live_values(fast, len(plan.channels)) if device.type == "cpu" else 0.0
     if backend == "openvino":

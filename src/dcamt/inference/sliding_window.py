@@ -55,7 +55,7 @@ def branch_probabilities(
         own = places[first : first + config.batch]
         batch = torch.stack([image[:, *place] for place in own]).to(predictor.device)
         found = predictor.branches(batch.contiguous(memory_format=torch.channels_last_3d))
-        if mean:
+        if mean and len(found) > 1:
             found = found.mean(0, keepdim=True)
         weighted = found.mul_(weight).cpu()
         for k, place in enumerate(own):

@@ -8,6 +8,16 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dcamt.networks.light_vnet import LightVNet
+
+
+def fold(module: nn.Module) -> None:
+    """All that can be folded in ``module``, which must be in evaluation mode."""
+    fold_batch_norm(module)
+    for network in module.modules():
+        if isinstance(network, LightVNet):
+            network.join_head()
+
 
 def fold_batch_norm(module: nn.Module) -> None:
     """Make one convolution of every 3D (transposed) convolution followed by a batch norm.

@@ -20,13 +20,15 @@ _ENCODER_CONVOLUTIONS = (1, 2, 3, 3, 3)
 _DECODER_CONVOLUTIONS = (3, 3, 2, 1)
 
 
-def _unit(convolution: nn.Module, channels: int) -> nn.Sequential:
+def unit(convolution: nn.Module, channels: int) -> nn.Sequential:
+    """A convolution to ``channels``, batch norm and ReLU."""
     return nn.Sequential(convolution, nn.BatchNorm3d(channels), nn.ReLU(inplace=True))
 
 
-def _block(channels_in: int, channels: int, convolutions: int) -> nn.Sequential:
+def block(channels_in: int, channels: int, convolutions: int) -> nn.Sequential:
+    """So many 3x3x3 convolutions, one after the other."""
     sizes = [channels_in] + [channels] * convolutions
-    return nn.Sequential(*(_unit(Convolution(i, o, 3, padding=1), o) for i, o in pairwise(sizes)))
+    return nn.Sequential(*(unit(Convolution(i, o, 3, padding=1), o) for i, o in pairwise(sizes)))
 
 
 class VNet(Backbone):
@@ -45,15 +47,15 @@ class VNet(Backbone):
         widths = [width * 2**level for level in range(5)]
         super().__init__(channels, classes, features=widths[-1], width=width, dropout=dropout)
         self.encoder = nn.ModuleList(
-            _block(channels if level == 0 else w, w, n)
+            block(channels if level == 0 else w, w, n)
             for level, (w, n) in enumerate(zip(widths, _ENCODER_CONVOLUTIONS, strict=True))
         )
         self.down = nn.ModuleList(
-            _unit(Convolution(i, o, 2, stride=2), o) for i, o in pairwise(widths)
+            unit(Convolution(i, o, 2, stride=2), o) for i, o in pairwise(widths)
         )
-        self.up = nn.ModuleList(_unit(Upsampling(i, o), o) for i, o in pairwise(reversed(widths)))
+        self.up = nn.ModuleList(unit(Upsampling(i, o), o) for i, o in pairwise(reversed(widths)))
         self.decoder = nn.ModuleList(
-            _block(w, w, n) for w, n in zip(widths[-2::-1], _DECODER_CONVOLUTIONS, strict=True)
+            block(w, w, n) for w, n in zip(widths[-2::-1], _DECODER_CONVOLUTIONS, strict=True)
         )
         self.head = Pointwise(width, classes)
 
@@ -61,14 +63,14 @@ class VNet(Backbone):
         """``(B, C, X, Y, Z)`` to bottleneck ``(B, 16 width, X/16, Y/16, Z/16)`` and four skips."""
         skips = []
         x = self.encoder[0](image)
-        for down, block in zip(self.down, self.encoder[1:], strict=True):
+        for down, convolutions in zip(self.down, self.encoder[1:], strict=True):
             skips.append(x)
-            x = block(down(x))
+            x = convolutions(down(x))
         return x, skips
 
     def upsample(self, features: Tensor, skips: list[Tensor]) -> Tensor:
         """Bottleneck and skips to what the head reads, ``(B, width, X, Y, Z)``."""
         x = features
-        for up, block, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
-            x = block(up(x) + skip)
+        for up, convolutions, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            x = convolutions(up(x) + skip)
         return x

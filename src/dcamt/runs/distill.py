@@ -23,6 +23,8 @@ from dcamt.runs.teacher import KEY, record_of, refuse_other_teacher
 from dcamt.runs.train import carry_out, versions_of
 
 (_NAME,) = DISTILLATION
+_LIGHTER = {"vnet": "light-vnet"}
+"""Backbones that compute faster than those that they stand for, of the same width."""
 
 
 def distill_run(
@@ -78,8 +80,10 @@ def _plan(run: Path, teacher: RunConfig, changes: Sequence[str]) -> Planned:
     if any(change.startswith("network.name=") for change in changes):
         values["network"] = {}  # another backbone has sizes of its own
     else:
-        step = BACKBONES[teacher.network.name].width_step
-        values["network"]["width"] = max(step, _width(teacher) // 2 // step * step)
+        name = _LIGHTER.get(teacher.network.name, teacher.network.name)
+        step = BACKBONES[name].width_step
+        width = max(step, _width(teacher) // 2 // step * step)
+        values["network"] |= {"name": name, "width": width}
     asked = with_overrides(values, changes, f"{run}/config.yaml")
     told = {"method": resolve_method(asked.method), "network": resolve_network(asked.network)}
     config = RunConfig(**{**dict(asked), **told})
