@@ -9,6 +9,7 @@ from dcamt.engine.device import make_fabric
 from dcamt.engine.trainer import Update, make_optimizers
 from dcamt.methods import METHODS
 from dcamt.networks import BACKBONES
+from dcamt.networks.folding import fold
 from dcamt.networks.swin_unetr import SwinUNETR
 from dcamt.runs.build import build_method, check_networks
 from dcamt.runs.complexity import with_plan
@@ -62,3 +63,6 @@ def test_a_step_a_checkpoint_and_a_prediction(name, backbone, tmp_path, monkeypa
     assert torch.equal(again, found)
     assert found.shape == (method.networks, 1, 2, *config.plan.patch)
     torch.testing.assert_close(found.sum(2), torch.ones_like(found[:, :, 0]))
+    fold(fresh)  # as `predict` does
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.branches(batch.image_u), found, atol=1e-4, rtol=0)

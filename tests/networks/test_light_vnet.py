@@ -47,5 +47,5 @@ def test_the_joined_head_changes_nothing(channels, classes, width) -> None:
     image = torch.randn(2, channels, 16, 32, 16)
     before = network(image)
     fold(network)
-    assert isinstance(network.head, torch.nn.Identity)
+    network.head.register_forward_hook(lambda *given: pytest.fail("the head was asked"))
     torch.testing.assert_close(network(image), before, atol=1e-5, rtol=1e-5)

@@ -29,6 +29,7 @@ class LightVNet(Backbone):
     usual_width = 4
     norm = "batch"
     stride = (STRIDE, STRIDE, STRIDE)
+    head: Pointwise
 
     def __init__(self, channels: int = 1, classes: int = 2, width: int = 4, dropout: float = 0.0):
         widths = [4 * width, 4 * width, 8 * width, 16 * width]
@@ -45,7 +46,8 @@ class LightVNet(Backbone):
             block(w, w, n) for w, n in zip(widths[-2::-1], _DECODER_CONVOLUTIONS, strict=True)
         )
         self.last = Convolution(widths[0], 8 * width, 3, padding=1)
-        self.head: Pointwise | nn.Identity = Pointwise(width, classes)
+        self.head = Pointwise(width, classes)
+        self.joined: Convolution | None = None
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``(B, C, X, Y, Z)`` to bottleneck ``(B, 16 width, X/16, Y/16, Z/16)`` and three skips."""
@@ -58,29 +60,35 @@ class LightVNet(Backbone):
 
     def upsample(self, features: Tensor, skips: list[Tensor]) -> Tensor:
         """Bottleneck and skips to what the head reads, ``(B, width, X, Y, Z)``."""
+        return _side_by_side(self.last(self._coarse(features, skips)))
+
+    def decode(self, features: Tensor, skips: list[Tensor]) -> Tensor:
+        """Bottleneck and skips to logits ``(B, K, X, Y, Z)``."""
+        if self.joined is None:
+            return super().decode(features, skips)
+        return _side_by_side(self.joined(self._coarse(features, skips)))
+
+    def _coarse(self, features: Tensor, skips: list[Tensor]) -> Tensor:
+        """Bottleneck and skips to ``(B, 4 width, X/2, Y/2, Z/2)``."""
         x = features
         for up, convolutions, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = convolutions(up(x) + skip)
-        return _side_by_side(self.last(x))
+        return x
 
     @torch.no_grad()
     def join_head(self) -> None:
-        """Make one of the last convolution and the head, in place; the output stays the same.
+        """Let one convolution do the work of the last one and the head, where nothing is trained.
 
-        Nothing may stand between them then: it is for networks that only predict.
+        Nothing stands between the two then but dropout, which rests. The logits stay the same.
         """
         last, head = self.last, self.head
-        assert isinstance(head, Pointwise) and last.bias is not None and head.bias is not None
-        classes = head.out_channels
-        joined = Convolution(last.in_channels, 8 * classes, 3, padding=1).to(last.weight)
-        assert joined.bias is not None
-        for own, new in ((last.weight, joined.weight), (last.bias, joined.bias)):
+        self.joined = Convolution(last.in_channels, 8 * self.classes, 3, padding=1).to(last.weight)
+        for own, new in zip(last.parameters(), self.joined.parameters(), strict=True):
             eighths = own.unflatten(0, (8, -1))  # (8, width, ...): which of the eight voxels
-            new.copy_(
-                torch.einsum("kw,ew...->ek...", head.weight.flatten(1), eighths).flatten(0, 1)
-            )
-        joined.bias += head.bias.repeat(8)
-        self.last, self.head, self.width = joined, nn.Identity(), classes
+            sums = torch.einsum("kw,ew...->ek...", head.weight.flatten(1), eighths)
+            new.copy_(sums.flatten(0, 1))
+        assert self.joined.bias is not None and head.bias is not None
+        self.joined.bias += head.bias.repeat(8)
 
 
 def _side_by_side(x: Tensor) -> Tensor:
