@@ -34,7 +34,7 @@ def distill(
     every scan that trained them, labelled or not; labels serve as in `train`. Data set, split and
     plan are those of ``run``, and so is every setting that ``iterations``, ``seed``, ``device`` and
     ``set`` do not change, but for the network: it has half the width unless ``set`` names a
-    ``network.width`` or a ``network.name``. ``resume`` goes on with the same teacher only. Returns
+    ``network.width`` or a ``network.name``, and is a light V-Net where ``run`` has V-Nets. ``resume`` goes on with the same teacher only. Returns
     the run folder ``out``. Raises InputError for whatever the user can mend; what exists is never
     overwritten.
     """
