@@ -7,6 +7,7 @@ is refused.
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 
 from dcamt.errors import InputError
@@ -17,6 +18,8 @@ _DEFAULTS = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
 KEPT_UP_TO = 2_000_000
 """Voxels of a batch for which freed memory is kept: beyond it the blocks fit into one another so
 badly that the peak grows by a third, and nothing is won."""
+_kept = ContextVar("kept", default=False)
+"""Whether memory is being kept now."""
 _LIMITS = {"Max address space": "VmSize", "Max data size": "VmData"}
 """Limits of a process that bound its memory, and the line of its status that counts against each.
 """
@@ -45,10 +48,10 @@ def kept_memory(voxels: int = 0) -> Iterator[None]:
 
     On a CPU every activation of a 3D network is tens of megabytes, which glibc takes from and
     returns to the system each time; the system then clears every page anew, up to a quarter of
-    an iteration's time. What was kept is handed back at the end. Does nothing without glibc, or
-    where a batch has more than ``KEPT_UP_TO`` voxels.
+    an iteration's time. What was kept is handed back at the end. Does nothing without glibc, where
+    a batch has more than ``KEPT_UP_TO`` voxels, or within another one.
     """
-    if voxels > KEPT_UP_TO:
+    if voxels > KEPT_UP_TO or _kept.get():
         yield
         return
     import ctypes  # noqa: PLC0415
@@ -61,9 +64,11 @@ def kept_memory(voxels: int = 0) -> Iterator[None]:
         return
     mallopt(_TRIM_THRESHOLD, -1)
     mallopt(_MMAP_MAX, 0)
+    token = _kept.set(True)
     try:
         yield
     finally:
+        _kept.reset(token)
         for parameter, value in _DEFAULTS.items():
             mallopt(parameter, value)
         trim(0)

@@ -64,7 +64,7 @@ def test_it_leaves_an_ordinary_run_of_the_light_network_alone(light, tiny_run):
     own, pair = read_config(light), read_config(tiny_run)
     assert (own.plan, own.dataset, own.train) == (pair.plan, pair.dataset, pair.train)
     assert (pair.network.name, own.network.name, own.network.width) == ("vnet", "light-vnet", 1)
-    options = {"temperature": 1.0, "supervised": 1.0, "learning_rate": 0.002}
+    options = {"temperature": 1.0, "supervised": 0.0, "learning_rate": 0.002}
     assert own.method.model_dump() == {"name": "distilled", **options}
     assert (light / "split.json").read_text() == (tiny_run / "split.json").read_text()
     assert all(name.startswith("network.") for name in weights_of(light))

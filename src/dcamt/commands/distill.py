@@ -31,12 +31,12 @@ def distill(
     """Teach one light network what a trained run says, and leave an ordinary run folder of it.
 
     The networks of ``run`` teach by the mean of their probabilities, with their last weights, on
-    every scan that trained them, labelled or not; labels serve as in `train`. Data set, split and
-    plan are those of ``run``, and so is every setting that ``iterations``, ``seed``, ``device`` and
-    ``set`` do not change, but for the network: it has half the width unless ``set`` names a
-    ``network.width`` or a ``network.name``, and is a light V-Net where ``run`` has V-Nets. ``resume`` goes on with the same teacher only. Returns
-    the run folder ``out``. Raises InputError for whatever the user can mend; what exists is never
-    overwritten.
+    every scan that trained them, labelled or not. Data set, split and plan are those of ``run``,
+    and so is every setting that ``iterations``, ``seed``, ``device`` and ``set`` do not change, but
+    for the network: it has half the width unless ``set`` names a ``network.width`` or a
+    ``network.name``, and is a light V-Net where ``run`` has V-Nets. ``resume`` goes on with the
+    same teacher only. Returns the run folder ``out``. Raises InputError for whatever the user can
+    mend; what exists is never overwritten.
     """
     from dcamt.runs.distill import distill_run
 

@@ -96,6 +96,22 @@ def predict_case(
     image = read_scan(images, plan, series)
     check_can_hold(output, image)
     check_memory(image, images[0], predictor, config, extras)
+    # A small scan's arrays are given to each other, too; large ones would raise the peak.
+    with kept_memory(math.prod(image.shape) * len(plan.classes) // 4):
+        return _segment(image, predictor, config, images, output, extras, series, observe)
+
+
+def _segment(
+    image: Volume,
+    predictor: Predictor,
+    config: RunConfig,
+    images: Sequence[Path],
+    output: Path,
+    extras: Extras,
+    series: int | None,
+    observe: Observe,
+) -> tuple[str, ...]:
+    plan = config.plan
     array, placement = to_network(image, plan)
     write = partial(write_volume, affine=image.affine, forms=image.forms)
     remarks = image.remarks
