@@ -111,6 +111,7 @@ def _segment(
     series: int | None,
     observe: Observe,
 ) -> tuple[str, ...]:
+    """What ``predict_case`` does with a scan once it is read."""
     plan = config.plan
     array, placement = to_network(image, plan)
     write = partial(write_volume, affine=image.affine, forms=image.forms)
