@@ -186,7 +186,8 @@ def test_the_network_is_half_as_wide_unless_one_is_named(distilled):
     ]
     config = read_config(distilled("other", changes=changes, seed=7, iterations=1))
     assert (config.network.name, config.network.width) == ("segresnet", 8)
-    assert config.method.options["temperature"] == 2
+    options = {"temperature": 2.0, "supervised": 0.0, "learning_rate": 0.002}
+    assert config.method.options == options
     assert (config.train.decay, config.train.iterations, config.seed) == ("polynomial", 1, 7)
 
 

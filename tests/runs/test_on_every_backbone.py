@@ -112,7 +112,8 @@ def test_made_fast_it_predicts_the_same(run) -> None:
         predictor = make_predictor(method, config.plan, CPU)
         found = predictor.branches(window)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert predictor.live > 2 * smallest(run.name)[0]  # maps of full resolution and width
+    maps = 2 if run.name == "light-vnet" else 3  # of full resolution and width; it has coarse ones
+    assert predictor.live > maps * smallest(run.name)[0]
 
 
 @pytest.mark.slow

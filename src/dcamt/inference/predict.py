@@ -98,70 +98,58 @@ def predict_case(
     check_memory(image, images[0], predictor, config, extras)
     # A small scan's arrays are given to each other, too; large ones would raise the peak.
     with kept_memory(math.prod(image.shape) * len(plan.classes) // 4):
-        return _segment(image, predictor, config, images, output, extras, series, observe)
-
-
-def _segment(
-    image: Volume,
-    predictor: Predictor,
-    config: RunConfig,
-    images: Sequence[Path],
-    output: Path,
-    extras: Extras,
-    series: int | None,
-    observe: Observe,
-) -> tuple[str, ...]:
-    """What ``predict_case`` does with a scan once it is read."""
-    plan = config.plan
-    array, placement = to_network(image, plan)
-    write = partial(write_volume, affine=image.affine, forms=image.forms)
-    remarks = image.remarks
-    millilitres = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
-    del image  # a large scan and its probabilities are each most of the memory
-    with kept_memory(math.prod(plan.patch) * config.predict.batch):
-        branches = branch_probabilities(
-            predictor,
-            torch.from_numpy(array),
-            plan.patch,
-            len(plan.classes),
-            config.predict,
-            mean=not extras.uncertainty,
-            observe=observe,
-        )
-    del array
-    probabilities = branches[0] if len(branches) == 1 else branches.mean(0)
-    restored = restored_probabilities(probabilities, placement)
-    if not extras.maps:
-        del branches, probabilities
-    segmentation = most_probable(restored)
-    expected = expected_dice(restored, segmentation) if extras.summary else []
-    if not extras.probabilities:
-        del restored
-    if extras.largest_component:
-        segmentation = keep_largest(segmentation)
-    files = extra_files(output, extras, plan.classes)
-    if extras.probabilities:
-        for k, path in enumerate(files["probabilities"]):
-            write(path, restored[k])
-    if extras.maps:
-        maps = [entropy(probabilities)]
-        if extras.uncertainty:
-            maps.append(disagreement(branches))
-        for path, values in zip(files["uncertainty"], maps, strict=True):
-            write(path, restore(values[None], placement)[0])
-    if extras.dicom_seg:
-        (path,) = files[DICOM_SEG]
-        write_segmentation(path, segmentation, plan.classes, plan.codes, images[0], series)
-    if extras.summary:
-        (path,) = files[SUMMARY]
-        found = [
-            {"volume_ml": np.count_nonzero(segmentation == k) * millilitres, "expected_dice": dice}
-            for k, dice in enumerate(expected, 1)
-        ]
-        write_json({"classes": found}, path)
-    # The segmentation comes last: where it exists, the case is done, and may be corrected by hand.
-    if not os.path.lexists(output):
-        write(output, segmentation)
+        array, placement = to_network(image, plan)
+        write = partial(write_volume, affine=image.affine, forms=image.forms)
+        remarks = image.remarks
+        millilitres = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
+        del image  # a large scan and its probabilities are each most of the memory
+        with kept_memory(math.prod(plan.patch) * config.predict.batch):
+            branches = branch_probabilities(
+                predictor,
+                torch.from_numpy(array),
+                plan.patch,
+                len(plan.classes),
+                config.predict,
+                mean=not extras.uncertainty,
+                observe=observe,
+            )
+        del array
+        probabilities = branches[0] if len(branches) == 1 else branches.mean(0)
+        restored = restored_probabilities(probabilities, placement)
+        if not extras.maps:
+            del branches, probabilities
+        segmentation = most_probable(restored)
+        expected = expected_dice(restored, segmentation) if extras.summary else []
+        if not extras.probabilities:
+            del restored
+        if extras.largest_component:
+            segmentation = keep_largest(segmentation)
+        files = extra_files(output, extras, plan.classes)
+        if extras.probabilities:
+            for k, path in enumerate(files["probabilities"]):
+                write(path, restored[k])
+        if extras.maps:
+            maps = [entropy(probabilities)]
+            if extras.uncertainty:
+                maps.append(disagreement(branches))
+            for path, values in zip(files["uncertainty"], maps, strict=True):
+                write(path, restore(values[None], placement)[0])
+        if extras.dicom_seg:
+            (path,) = files[DICOM_SEG]
+            write_segmentation(path, segmentation, plan.classes, plan.codes, images[0], series)
+        if extras.summary:
+            (path,) = files[SUMMARY]
+            found = [
+                {
+                    "volume_ml": np.count_nonzero(segmentation == k) * millilitres,
+                    "expected_dice": dice,
+                }
+                for k, dice in enumerate(expected, 1)
+            ]
+            write_json({"classes": found}, path)
+        # The segmentation comes last: where it exists, the case is done, and may be corrected.
+        if not os.path.lexists(output):
+            write(output, segmentation)
     return remarks
 
 
