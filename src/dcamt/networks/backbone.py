@@ -81,6 +81,12 @@ class Backbone(nn.Module):
         """Bottleneck and skips to logits ``(B, K, X, Y, Z)``."""
         return self.head(self.decode_features(features, skips))
 
+    def fold(self) -> None:
+        """Join layers, where that makes predicting faster and nothing is trained any more.
+
+        Called in evaluation mode, after batch norm was folded; the logits must stay the same.
+        """
+
     def forward(self, image: Tensor) -> Tensor:
         """``(B, C, X, Y, Z)`` to logits ``(B, K, X, Y, Z)``."""
         return self.decode(*self.encode(image))

@@ -8,15 +8,15 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dcamt.networks.light_vnet import LightVNet
+from dcamt.networks.backbone import Backbone
 
 
 def fold(module: nn.Module) -> None:
     """All that can be folded in ``module``, which must be in evaluation mode."""
     fold_batch_norm(module)
     for network in module.modules():
-        if isinstance(network, LightVNet):
-            network.join_head()
+        if isinstance(network, Backbone):
+            network.fold()
 
 
 def fold_batch_norm(module: nn.Module) -> None:

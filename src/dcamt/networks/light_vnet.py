@@ -76,10 +76,10 @@ class LightVNet(Backbone):
         return x
 
     @torch.no_grad()
-    def join_head(self) -> None:
-        """Let one convolution do the work of the last one and the head, where nothing is trained.
+    def fold(self) -> None:
+        """Let one convolution do the work of the last one and the head.
 
-        Nothing stands between the two then but dropout, which rests. The logits stay the same.
+        Nothing stands between the two but dropout, which rests.
         """
         last, head = self.last, self.head
         self.joined = Convolution(last.in_channels, 8 * self.classes, 3, padding=1).to(last.weight)
