@@ -5,8 +5,11 @@ every medium some characters are orders: to a terminal, to Markdown, to a spread
 takes plain text and returns what shows that text. HTML is escaped by its template.
 """
 
+import csv
 import html
+import io
 import re
+from collections.abc import Iterable, Sequence
 
 _MARKDOWN = re.compile(r"[\\`*\[\]{}#]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "$": "&#36;", "~": "&#126;"}
@@ -63,6 +66,13 @@ def csv_cell(text: str) -> str:
     """
     line = printable(text)
     return f"'{line}" if line.lstrip()[:1] in tuple("=+-@'") else line
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """``rows`` as a CSV file. Names in it have been through ``csv_cell``."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
 
 
 def from_csv_cell(cell: str) -> str:

@@ -1,7 +1,7 @@
 """What the files of one case show, each decoded once."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dcamt.config import DataConfig, Plan
 from dcamt.data.dataset import Case, Dataset
+from dcamt.data.formats import Stamps, stamps_of
 from dcamt.data.grid import is_nowhere
 from dcamt.data.plan import ANISOTROPIC, is_anisotropic
 from dcamt.data.space import (
@@ -88,19 +89,19 @@ class Look:
 
 
 class Room:
-    """Volumes that wait in memory, as long as there is room."""
+    """Volumes that wait in memory, as long as there is room, by the state of their files."""
 
     def __init__(self, size: float):
         self.left, self.lock = size, Lock()
-        self.kept: dict[str, Volumes] = {}
+        self.kept: dict[Stamps, Volumes] = {}
 
-    def offer(self, name: str, image: Volume, label: Volume | None) -> None:
-        """Keep the volumes of case ``name`` if there is room; threads may call this at once."""
+    def offer(self, stamps: Stamps, image: Volume, label: Volume | None) -> None:
+        """Keep the volumes of a case if there is room; threads may call this at once."""
         needed = image.array.nbytes + (0 if label is None else label.array.nbytes)
         with self.lock:
             if needed <= self.left:
                 self.left -= needed
-                self.kept[name] = image, label
+                self.kept[stamps] = image, label
 
 
 def look_at(case: Case, dataset: Dataset, data: DataConfig, intensities: bool, room: Room) -> Look:
@@ -112,6 +113,10 @@ def look_at(case: Case, dataset: Dataset, data: DataConfig, intensities: bool, r
     errors: list[str] = []
     image: Volume | None = None
     label: Volume | None = None
+    stamps: Stamps | None = None
+    with suppress(InputError):  # reading says what is wrong
+        # Before anything is read, so that a file that changes meanwhile is read again.
+        stamps = stamps_of((*case.images, *(() if case.label is None else [case.label])))
     with collecting(errors):
         image = read_image(case.images)
         if dataset.channels:
@@ -133,8 +138,8 @@ def look_at(case: Case, dataset: Dataset, data: DataConfig, intensities: bool, r
         if label is not None and not errors:
             lost, labelled = lost_labels(label, placement, dataset.ignore)
             foreground = _foreground(image, label, dataset)
-        if not errors:
-            room.offer(case.name, image, label)
+        if not errors and stamps is not None:
+            room.offer(stamps, image, label)
     return Look(
         case.name,
         grid,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dcamt.config import Plan
 from dcamt.data.classes import check_label_values
 from dcamt.data.dataset import VOLUMES_AT_ONCE, Case
-from dcamt.data.formats import parts_of
+from dcamt.data.formats import Stamps, stamps_of
 from dcamt.data.look import Volumes
 from dcamt.data.space import label_to_network, to_network
 from dcamt.data.volume import aligned, check_channels, read_image, read_label
@@ -93,11 +93,12 @@ def cache_folder() -> Path:
 
 
 def prepare(
-    cases: Sequence[Case], plan: Plan, read: dict[str, Volumes] | None = None
+    cases: Sequence[Case], plan: Plan, read: dict[Stamps, Volumes] | None = None
 ) -> list[Prepared]:
     """Prepare every case that the cache does not hold yet.
 
-    ``read`` holds images and labels, by case, that are in memory already; they are taken out of it.
+    ``read`` holds images and labels that are in memory already, by the state of their files when
+    they were read; they are taken out of it.
     Raises InputError for files that cannot be used and for labels that do not fit their image.
     """
     remove_abandoned(cache_folder())
@@ -106,12 +107,14 @@ def prepare(
         return list(pool.map(lambda case: _prepare(case, plan, waiting), cases))
 
 
-def _prepare(case: Case, plan: Plan, waiting: dict[str, Volumes]) -> Prepared:
-    volumes = waiting.pop(case.name, None)
-    image_path = cache_folder() / f"{_key(plan, case.images)}.image.npy"
+def _prepare(case: Case, plan: Plan, waiting: dict[Stamps, Volumes]) -> Prepared:
+    stamps = stamps_of(case.images)
+    image_path = cache_folder() / f"{_key(plan, stamps)}.image.npy"
     label_path = None
     if case.label is not None:
-        label_path = cache_folder() / f"{_key(plan, (*case.images, case.label))}.label.npy"
+        stamps += stamps_of([case.label])
+        label_path = cache_folder() / f"{_key(plan, stamps)}.label.npy"
+    volumes = waiting.pop(stamps, None)
     done = Prepared(case.name, image_path, label_path)
     if _usable(image_path) and (label_path is None or _usable(label_path)):
         return done
@@ -137,21 +140,12 @@ def read_case(case: Case, channels: Sequence[str]) -> Volumes:
     return image, label
 
 
-def _key(plan: Plan, files: Sequence[Path]) -> str:
-    try:
-        parts = [part for file in files for part in parts_of(file)]
-        stats = [_stamp(part) for part in parts]
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+def _key(plan: Plan, stamps: Stamps) -> str:
     # The patch is cut later, and codes are for DICOM: neither decides what a prepared volume holds.
-    content = json.dumps([_FORMAT, plan.model_dump(mode="json", exclude={"patch", "codes"}), stats])
+    content = json.dumps(
+        [_FORMAT, plan.model_dump(mode="json", exclude={"patch", "codes"}), stamps]
+    )
     return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def _stamp(file: Path) -> tuple[str, int, int, int]:
-    """What tells one state of a file from another, also where its date was put back (ctime)."""
-    status = file.stat()
-    return str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _usable(path: Path) -> bool:

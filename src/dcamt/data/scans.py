@@ -18,7 +18,7 @@ from dcamt.data.folder import (
     why_not,
 )
 from dcamt.data.formats import dicom, file_stem
-from dcamt.errors import InputError
+from dcamt.errors import InputError, first_of
 from dcamt.files import check_fetched
 
 
@@ -58,7 +58,7 @@ def find_scans(path: Path, channels: int, unread: list[Path] | None = None) -> l
             f"{path}: the folder holds no scans, such as .nii.gz files; put them there"
         )
     if problems:
-        raise InputError(problems[0])
+        raise first_of(problems)
     return grouped
 
 

@@ -18,6 +18,7 @@ from dcamt.data.classes import (
     no_label,
 )
 from dcamt.data.dataset import VOLUMES_AT_ONCE, Case, Dataset
+from dcamt.data.formats import Stamps
 from dcamt.data.formats.stored import gist, numbers
 from dcamt.data.look import GEOMETRY_LOST, Look, Room, Volumes, collecting, look_at
 from dcamt.data.plan import Fingerprint, StrideOf, check_plan, make_plan, sixteen
@@ -35,7 +36,7 @@ class Survey:
     """A data set that has been looked at.
 
     dataset: with its classes, also where dataset.json does not name them. plan: None if there are
-    errors. kept: volumes in memory, by case, as far as there was room.
+    errors. kept: volumes in memory, by the state of their files, as far as there was room.
     """
 
     dataset: Dataset
@@ -43,7 +44,7 @@ class Survey:
     plan: Plan | None
     errors: list[str]
     warnings: list[str]
-    kept: dict[str, Volumes]
+    kept: dict[Stamps, Volumes]
 
 
 def survey(

@@ -23,13 +23,14 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # in each proce
 def launch_processes(fabric: Fabric, work: Callable[[Fabric], None], out: Path) -> None:
     """Do ``work`` in several processes, which get the signal that this one gets.
 
-    A second signal ends them. Raises Interrupted after a signal, and InputError for that of a
-    process and if one died.
+    A second one of a kind ends them. Raises Interrupted after a signal, and InputError for that of
+    a process and if one died.
     """
 
     def pass_on(received: list[int]) -> None:
         processes = multiprocessing.active_children()
-        if len(received) > 1 or not processes:
+        # After Ctrl-C a comparison sends SIGTERM as well, which is no second wish.
+        if received.count(received[-1]) > 1 or not processes:
             for process in processes:
                 process.kill()
             raise Interrupted(received[-1])

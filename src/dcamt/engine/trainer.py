@@ -179,7 +179,7 @@ def _told_of_workers() -> Iterator[None]:
     """Turn the death of a worker, and an error in one, into one InputError."""
     try:
         yield
-    except (RuntimeError, OSError, InputError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         text = str(error)
         # With a GPU a thread stands between, which may be the one to notice.
         if "DataLoader worker" not in text and "pin memory thread" not in text.lower():

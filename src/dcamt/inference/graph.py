@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from copy import deepcopy
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from dcamt.data.dataset import read_dataset
 from dcamt.data.space import to_network
 from dcamt.data.volume import check_channels, read_image
 from dcamt.errors import InputError
+from dcamt.inference.sliding_window import pad_to
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
 
@@ -53,18 +53,19 @@ def example_windows(config: RunConfig) -> tuple[Tensor, str]:
         drawn = torch.Generator().manual_seed(0)
         windows = torch.randn(2, len(plan.channels), *plan.patch, generator=drawn)
         return windows, "two windows of random numbers of mean 0 and variance 1"
-    return _corner_and_middle(array, plan), "two windows of a scan of the run's data set"
+    return _corner_and_middle(
+        torch.from_numpy(array), plan
+    ), "two windows of a scan of the run's data set"
 
 
-def _corner_and_middle(array: np.ndarray, plan: Plan) -> Tensor:
-    missing = [max(0, side - n) for n, side in zip(array.shape[1:], plan.patch, strict=True)]
-    padded = np.pad(array, [(0, 0), *((0, n) for n in missing)])
+def _corner_and_middle(array: Tensor, plan: Plan) -> Tensor:
+    padded, _ = pad_to(array, plan.patch)
     middle = [(n - side) // 2 for n, side in zip(padded.shape[1:], plan.patch, strict=True)]
     windows = [
         padded[:, *(slice(s, s + side) for s, side in zip(start, plan.patch, strict=True))]
         for start in ((0, 0, 0), middle)
     ]
-    return torch.from_numpy(np.stack(windows).astype(np.float32))
+    return torch.stack(windows)
 
 
 @torch.no_grad()

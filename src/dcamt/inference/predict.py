@@ -96,14 +96,15 @@ def predict_case(
     image = read_scan(images, plan, series)
     check_can_hold(output, image)
     check_memory(image, images[0], predictor, config, extras)
+    window = math.prod(plan.patch) * config.predict.batch
     # A small scan's arrays are given to each other, too; large ones would raise the peak.
-    with kept_memory(math.prod(image.shape) * len(plan.classes) // 4):
+    with kept_memory(max(window, math.prod(image.shape) * len(plan.classes) // 4)):
         array, placement = to_network(image, plan)
         write = partial(write_volume, affine=image.affine, forms=image.forms)
         remarks = image.remarks
         millilitres = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
         del image  # a large scan and its probabilities are each most of the memory
-        with kept_memory(math.prod(plan.patch) * config.predict.batch):
+        with kept_memory(window):
             branches = branch_probabilities(
                 predictor,
                 torch.from_numpy(array),

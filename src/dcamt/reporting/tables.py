@@ -1,7 +1,5 @@
 """The table of a comparison as Markdown, CSV and LaTeX, from what ``dcamt compare`` found."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -80,16 +78,16 @@ def latex(results: Results) -> str:
 
 def csv_text(results: Results) -> str:
     """One line a row, unrounded, Dice and Jaccard as fractions; a missing value is empty."""
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
     numbers = [f"{metric}_{kind}" for metric in METRICS for kind in ("mean", "std", "p")]
-    table.writerow(["method", "labels", "seeds", *numbers, "gap_closed", "missed", "invented"])
+    table: list[list[object]] = [
+        ["method", "labels", "seeds", *numbers, "gap_closed", "missed", "invented"]
+    ]
     for row in results["rows"]:
         cells = [row[kind][metric] for metric in METRICS for kind in ("mean", "std", "p")]
         last = [row["gap_closed"], row["missed"], row["invented"]]
         name = escape.csv_cell(row["name"])
-        table.writerow([name, row["labels"], len(row["seeds"]), *cells, *last])
-    return file.getvalue()
+        table.append([name, row["labels"], len(row["seeds"]), *cells, *last])
+    return escape.csv_text(table)
 
 
 def caption(results: Results) -> str:

@@ -140,7 +140,7 @@ def _licence(data: str, licence: str) -> str:
 
 def _settings(run: FinishedRun) -> dict[str, Any]:
     kept = {key: value for key, value in run.config.items() if key != "seed"}
-    return {**kept, KEY: run.versions.get(KEY)}
+    return {**kept, **{key: run.versions.get(key) for key in (KEY, TEACHER, FEDERATION)}}
 
 
 def _description(run: FinishedRun) -> tuple[str, str]:

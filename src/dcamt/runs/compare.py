@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from dcamt.config import Config, load_config
+from dcamt.config import Config, Patch, load_config
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.formats import ending_of
 from dcamt.data.outputs import refuse_within_dataset
@@ -36,7 +36,7 @@ from dcamt.files import (
     write_text,
 )
 from dcamt.records.results import Results
-from dcamt.records.run_folder import CONFIG, has_begun
+from dcamt.records.run_folder import CONFIG, has_begun, read_config
 from dcamt.records.scores import read_scores
 from dcamt.reporting.console import plain_console
 from dcamt.runs.collect import collect, write_results
@@ -76,6 +76,7 @@ def compare(
     accelerator, _ = choose_device(config.device, train.precision, train.devices)
     environments = places(accelerator, jobs, train.devices)
     found = read_dataset(dataset)
+    config = _with_patch_of(out, config)
     cases = [choose_cases(found, out, design.splits, n, config) for n in design.counts]
     refuse_twins([c.name for c in cases])
     runs = list_runs(found, out, design, cases, config)
@@ -84,13 +85,16 @@ def compare(
     record = None if weights is None else record_of(weights)
     for run in runs:
         _refuse_other(run, record)
-    _refuse_mixture(out, runs, config, record)
+    _refuse_mixture(out, runs, record)
     told: dict[str, None] = {}
+    methods = [*{run.row.name: run.config.method for run in runs}.values()]
     for count, c in zip(design.counts, cases, strict=True):
-        begun = [has_begun(r.folder) for r in runs if r.cases is c]
-        if not all(begun):
+        missing = [run for run in runs if run.cases is c and not has_begun(run.folder)]
+        if missing:
             # Refuses what training would, and prepares the volumes before many want them at once.
-            planned = plan_run(dataset, config, design.splits, count)
+            first = config.model_copy(update={"method": missing[0].config.method})
+            planned = plan_run(dataset, first, design.splits, count, beside=methods)
+            config = _with_patch(config, planned.config.plan.patch)
             if weights is not None:
                 told |= dict.fromkeys(told_of_start(weights, planned.config, planned.split)[1:])
     for warning in told:
@@ -132,6 +136,26 @@ def _refuse_foreign(out: Path) -> None:
     refuse_existing(out, ours, kind="comparison")
 
 
+def _with_patch_of(out: Path, config: Config) -> Config:
+    """``config`` with the patch of the runs that ``out`` holds; InputError if theirs differ."""
+    begun = [folder for folder in sorted(out.glob("runs/*")) if has_begun(folder)]
+    patches = {read_config(folder).plan.patch: folder for folder in begun}
+    if len(patches) > 1:
+        (one, first), (other, second), *_ = patches.items()
+        raise InputError(
+            f"{first}: has patches of {list(one)} voxels, but {second.name} of {list(other)}, so "
+            "they cannot be compared; start a new comparison in another --out"
+        )
+    return _with_patch(config, next(iter(patches))) if patches else config
+
+
+def _with_patch(config: Config, patch: Patch) -> Config:
+    """``config`` with ``patch``, unless it sets one."""
+    if config.plan is not None or config.data.patch is not None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"patch": patch})})
+
+
 def _refuse_other(run: PlannedRun, record: str | None) -> None:
     """InputError if the folder of ``run`` was begun with other settings, cases or weights."""
     if not has_begun(run.folder):
@@ -144,9 +168,7 @@ def _refuse_other(run: PlannedRun, record: str | None) -> None:
         )
 
 
-def _refuse_mixture(
-    out: Path, runs: Sequence[PlannedRun], config: Config, record: str | None
-) -> None:
+def _refuse_mixture(out: Path, runs: Sequence[PlannedRun], record: str | None) -> None:
     """InputError if other runs of ``out`` cannot stand beside ``runs`` in one comparison.
 
     They must have the same data set, settings, first weights, and validation and test cases.
@@ -157,7 +179,8 @@ def _refuse_mixture(
             continue
         begun = load_config(folder / CONFIG)
         own = {"method": begun.method, "seed": begun.seed}
-        _refuse_begun(folder, begun, runs[0].dataset, config.model_copy(update=own), record)
+        config = runs[0].config.model_copy(update=own)
+        _refuse_begun(folder, begun, runs[0].dataset, config, record)
         kept = read_json(folder / "split.json")
         for part, named in (("val", "validation"), ("test", "test")):
             if kept.get(part) != split[part]:

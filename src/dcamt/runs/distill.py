@@ -18,7 +18,7 @@ from dcamt.runs.build import (
     resolve_network,
 )
 from dcamt.runs.plan import Planned
-from dcamt.runs.resume import refuse_changes, reopen
+from dcamt.runs.resume import refuse_changes, reopen, with_processes
 from dcamt.runs.teacher import KEY, record_of, refuse_other_teacher
 from dcamt.runs.train import carry_out, versions_of
 
@@ -46,6 +46,7 @@ def distill_run(
         asked = with_overrides({"method": {"name": _NAME}}, changes, "configuration")
         refuse_changes(asked, planned.config, out)
         refuse_other_teacher(out, record)
+        planned = with_processes(planned, asked)
     else:
         refuse_existing_run(out, resume)
         planned = _plan(run, config, changes)

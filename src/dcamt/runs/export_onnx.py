@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,7 +29,7 @@ def onnx_files(config: RunConfig, method: Method, card: str) -> dict[str, bytes]
     Raises InputError if a package is missing, if the weights are too large for one file, or if
     ONNX Runtime does not compute what PyTorch computes.
     """
-    _check_installed()
+    check_installed("onnx", "onnx", ("onnx", "onnxscript", "onnxruntime"))
     needed = sum(value.nbytes for value in method.state_dict().values())
     if needed > _LARGEST:
         raise InputError(
@@ -46,12 +47,13 @@ def onnx_files(config: RunConfig, method: Method, card: str) -> dict[str, bytes]
     }
 
 
-def _check_installed() -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+def check_installed(format: str, extra: str, packages: Sequence[str]) -> None:
+    """InputError if one of the ``packages`` of a format is missing; ``extra`` installs them."""
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise InputError(
-            f"format onnx: {missing[0]} is not installed; run `pip install 'dcamt[onnx]'`, or "
-            "choose another --format"
+            f"format {format}: {missing[0]} is not installed; run `pip install 'dcamt[{extra}]'`, "
+            "or choose another --format"
         )
 
 

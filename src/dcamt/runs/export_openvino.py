@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from dcamt.inference.sliding_window import pad_to
 from dcamt.inference.validate import dice_of
 from dcamt.methods.method import Method
 from dcamt.records.run_folder import RunConfig
-from dcamt.runs.export_onnx import description
+from dcamt.runs.export_onnx import check_installed, description
 from dcamt.runs.plan import Planned
 from dcamt.runs.resume import reopen
 
@@ -40,7 +39,7 @@ def openvino_files(run: Path, config: RunConfig, method: Method, card: str) -> d
     scans of the training, without their labels. Raises InputError if a package or the data set is
     missing, or if the mean Dice falls by more than 0.2 points.
     """
-    _check_installed()
+    check_installed("openvino", "int8", ("openvino", "nncf"))
     if config.dataset is None:
         raise InputError(
             f"{run}: names no data set, whose scans tell the range of each feature; choose "
@@ -74,15 +73,6 @@ def openvino_files(run: Path, config: RunConfig, method: Method, card: str) -> d
         "model.bin": weights,
         MODEL: graph,
     }
-
-
-def _check_installed() -> None:
-    missing = [name for name in ("openvino", "nncf") if find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"format openvino: {missing[0]} is not installed; run `pip install 'dcamt[int8]'`, or "
-            "choose another --format"
-        )
 
 
 def _windows(planned: Planned) -> Iterator[torch.Tensor]:

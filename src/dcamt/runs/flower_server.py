@@ -95,6 +95,8 @@ class _There:
             else:
                 kept[name] = told
         nodes = {name: node for name, node in self._nodes().items() if name in kept}
+        lost = InputError("it was lost before its part was in the sum")
+        yield from ((name, lost) for name in kept if name not in nodes)
         if len(nodes) < 2:
             why = "fewer than two sites are left, and a sum of one would be its weights"
             yield ", ".join(nodes) or "the sum", InputError(why)
@@ -109,6 +111,7 @@ class _There:
         if not there:
             yield ", ".join(nodes), InputError("their masked sum did not come about")
             return
+        yield from ((name, lost) for name in nodes if name not in there)
         losses = [(kept[name].losses, kept[name].cases) for name in there]
         sent = {name: _changed(shared[name], change) for name, change in mean.items()}
         cases = sum(kept[name].cases for name in there)

@@ -1,10 +1,10 @@
 """What a training will do, decided before its first iteration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-from dcamt.config import Config
+from dcamt.config import Config, MethodConfig, Patch, Triple
 from dcamt.data.dataset import Dataset, read_dataset
 from dcamt.data.mirror import choose_mirroring
 from dcamt.data.prepare import Prepared, prepare
@@ -13,6 +13,7 @@ from dcamt.data.survey import fingerprint, survey
 from dcamt.errors import InputError, first_of
 from dcamt.files import same_folder
 from dcamt.memory import told_of_memory
+from dcamt.networks.backbone import Stride, common_stride
 from dcamt.records.run_folder import RunConfig
 from dcamt.runs.build import check_networks, network_stride, resolve_method, resolve_network
 from dcamt.runs.within import choose_size
@@ -41,11 +42,13 @@ def plan_run(
     splits: Path | None,
     labeled: Labels,
     until: float | None = None,
+    beside: Sequence[MethodConfig] = (),
 ) -> Planned:
     """A run with everything filled in; writes nothing but the cache.
 
-    With ``until`` (seconds of the monotonic clock) it is one that ends before then. Raises
-    InputError for whatever would keep the run from training.
+    With ``until`` (seconds of the monotonic clock) it is one that ends before then. The methods
+    ``beside`` it can train on its patches, too. Raises InputError for whatever would keep the run,
+    or one of them, from training.
     """
     method, network = resolve_method(config.method), resolve_network(config.network)
     if config.dataset is not None and not same_folder(config.dataset, dataset):
@@ -57,7 +60,11 @@ def plan_run(
     split = choose_split(found, splits, labeled, config.seed, config.data.val_fraction)
     visible = hide_labels(found, split)
     training = (*split.labeled, *split.unlabeled)
-    stride = partial(network_stride, config)
+    asked = [config.model_copy(update={"method": each}) for each in (config.method, *beside)]
+
+    def stride(patch: Patch, spacing: Triple) -> Stride:
+        return common_stride(network_stride(each, patch, spacing) for each in asked)
+
     seen = survey(
         visible,
         training,
@@ -82,7 +89,8 @@ def plan_run(
         held_out = [look for look in seen.looks if look.name in split.val]
         sized = choose_size(planned, config, seen.dataset, fingerprint(learnt), held_out, until)
         planned = sized.config
-    check_networks(planned)
+    for each in asked:
+        check_networks(planned.model_copy(update={"method": resolve_method(each.method)}))
     ready = prepare(visible.cases, planned.plan, seen.kept)
     used = [case for case in ready if case.name in training]
     augment, why = choose_mirroring(config.train.augment, used, seen.plan.orientation)

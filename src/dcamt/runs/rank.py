@@ -1,7 +1,5 @@
 """``dcamt rank``: which of the unlabelled scans to label next."""
 
-import csv
-import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from dcamt.data.scans import find_scans
 from dcamt.data.space import to_network
 from dcamt.engine.device import choose_device
 from dcamt.errors import InputError
-from dcamt.escape import csv_cell, printable
+from dcamt.escape import csv_cell, csv_text, printable
 from dcamt.files import read_json, refuse_existing, write_text
 from dcamt.inference.confidence import expected_dice
 from dcamt.inference.predict import LOWER, Extras, check_memory, most_probable, read_scan
@@ -221,10 +219,8 @@ def spread(features: NDArray[np.float32], doubts: NDArray[np.float64]) -> list[i
 
 
 def _csv_text(order: Sequence[Ranked]) -> str:
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(["rank", "case", "uncertainty", "disagreement"])
+    rows: list[Sequence[object]] = [("rank", "case", "uncertainty", "disagreement")]
     for place, ranked in enumerate(order, 1):
         apart = "" if ranked.disagreement is None else f"{ranked.disagreement:.4f}"
-        table.writerow([place, csv_cell(ranked.case), f"{ranked.uncertainty:.4f}", apart])
-    return file.getvalue()
+        rows.append((place, csv_cell(ranked.case), f"{ranked.uncertainty:.4f}", apart))
+    return csv_text(rows)

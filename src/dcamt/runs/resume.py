@@ -15,7 +15,7 @@ from dcamt.runs.build import resolve_method, resolve_network
 from dcamt.runs.plan import Planned
 
 _CHOSEN = ("train.augment.flip", "train.augment.rotate")
-_FREE = ("train.devices",)
+_FREE = ("train.devices", "train.workers")
 """What leads to the same weights whatever it is."""
 
 
@@ -35,11 +35,10 @@ def reopen(run: Path) -> Planned:
     return Planned(config, split, visible, tuple(ready))
 
 
-def with_devices(planned: Planned, asked: Config) -> Planned:
-    """``planned`` on as many devices as ``asked``, if that was given any number."""
-    if "devices" not in asked.train.model_fields_set:
-        return planned
-    train = planned.config.train.model_copy(update={"devices": asked.train.devices})
+def with_processes(planned: Planned, asked: Config) -> Planned:
+    """``planned`` in as many processes as ``asked``, where that was given a number."""
+    given = asked.train.model_dump(include={"devices", "workers"}, exclude_unset=True)
+    train = planned.config.train.model_copy(update=given)
     return replace(planned, config=planned.config.model_copy(update={"train": train}))
 
 
@@ -54,6 +53,8 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
                 continue  # the run has what was chosen
             elif f"{prefix}{key}" in _FREE:
                 continue
+            elif f"{prefix}{key}" == "data.patch" and value == planned:
+                continue  # the plan decides, and may have chosen it
             elif value != old.get(key):
                 raise InputError(
                     f"{run}: was begun with {prefix}{key} = {old.get(key)}, not {value}; leave the "
@@ -72,6 +73,7 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
         named = NetworkConfig.model_validate({"name": kept.network.name, **network})
         resolved = resolve_network(named).model_dump(mode="json")
         values["network"] = {key: resolved[key] for key in network}
+    planned = None if kept.plan is None else [*kept.plan.patch]
     compare(values, kept.model_dump(mode="json"), "")
 
 

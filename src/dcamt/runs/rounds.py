@@ -212,7 +212,7 @@ def _train(
     method, last, done, best = build_method(config), out / "last.safetensors", 0, None
     left_out: Counter[str] = Counter()  # rounds without a site, by its name
     if last.exists():
-        state = checkpoint.load(last, method)
+        state = checkpoint.load(last, method, {})
         done, best = state["iteration"], state["best"]
         left_out.update(state.get("left_out", {}))
     elif protocol.half:

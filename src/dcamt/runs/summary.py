@@ -1,7 +1,5 @@
 """summary.csv and summary.json of ``dcamt predict``: which segmentations to look at first."""
 
-import csv
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import TypedDict
 from rich.console import Console
 
 from dcamt.errors import InputError
-from dcamt.escape import csv_cell
+from dcamt.escape import csv_cell, csv_text
 from dcamt.files import read_json, read_text, write_json, write_text
 from dcamt.inference.predict import SUMMARY
 from dcamt.records.run_folder import is_federation
@@ -178,11 +176,9 @@ def _margin(found: Sequence[Found], fits: Sequence[ClassCalibration | None]) -> 
 
 
 def _csv_text(rows: Sequence[Row]) -> str:
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(_COLUMNS)
+    table: list[Sequence[object]] = [_COLUMNS]
     for row in rows:
         names = csv_cell(row["case"]), row["class"], csv_cell(row["class_name"])
         confidence = "" if row["confidence"] is None else row["confidence"]
-        table.writerow([*names, row["volume_ml"], confidence, row["flag"]])
-    return file.getvalue()
+        table.append([*names, row["volume_ml"], confidence, row["flag"]])
+    return csv_text(table)

@@ -41,7 +41,7 @@ from dcamt.reporting.report import write_report
 from dcamt.runs.build import build_method, check_fit, check_trains, load_run
 from dcamt.runs.init import KEY, find_weights, record_of, refuse_other_start, told_of_start
 from dcamt.runs.plan import Planned, plan_run
-from dcamt.runs.resume import refuse_changes, refuse_other_cases, reopen, with_devices
+from dcamt.runs.resume import refuse_changes, refuse_other_cases, reopen, with_processes
 from dcamt.runs.teacher import taught_by
 
 WRITTEN = ("log.csv", "tensorboard", FOLDER, "validation")
@@ -90,7 +90,7 @@ def train_run(
         refuse_changes(config, planned.config, out)
         refuse_other_cases(out, planned, dataset, splits, labeled)
         refuse_other_start(out, record)
-        planned = with_devices(planned, config)
+        planned = with_processes(planned, config)
     elif dataset is None:
         raise InputError("no data set is named; give its folder")
     else:
@@ -129,6 +129,7 @@ def carry_out(
     to start from, ``teacher`` the run that teaches a distilled one.
     """
     check_tracker(planned.config.train)
+    check_sharing(planned.config.train)
     with alone(out), safe_path():
         if versions is not None:
             refuse_existing_run(out, resume)  # another may have begun while this one planned
@@ -163,7 +164,6 @@ def _train_and_report(
 ) -> Path:
     """Train in a run folder that has its configuration and split."""
     config = planned.config
-    check_sharing(config.train)
     refuse_links(out, WRITTEN)
     remove_temporary(out)
     if resume and (out / "last.safetensors").exists():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dcamt.data.dataset import Case
-from dcamt.data.folder import volumes_in
+from dcamt.data.folder import CHANNEL_NUMBER, volumes_in
 from dcamt.data.scans import find_scans
 from dcamt.data.volume import aligned, read_image, read_label
 from dcamt.errors import InputError, first_of
@@ -50,6 +50,8 @@ def view(paths: Sequence[Path], ranking: Path | None, browser: bool, port: int =
 
 def show(paths: Sequence[Path], ranking: Path | None = None) -> Shown:
     """What ``paths`` are: one or more runs, a comparison, or scans and segmentations of them."""
+    if not paths:
+        raise InputError("nothing to view is named; give a run, or a scan")
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; give a run, or a scan")
@@ -152,7 +154,7 @@ def _show_scans(path: Path, segmentations: Path | None, ranking: Path | None) ->
     found = _segmentations(path, segmentations, scans)
     facts, flagged, classes = _summary(segmentations)
     order = _ranking(ranking)
-    names = found if segmentations is not None else scans
+    names = {*found} if segmentations is not None else {_ranked_name(s, order) for s in scans}
     if order and not any(name in order for name in names):
         raise InputError(f"{ranking}: ranks none of these cases; give the ranking of these scans")
     cases = []
@@ -191,6 +193,12 @@ def _segmentations(scan: Path, path: Path | None, scans: Mapping[str, Case]) -> 
             "folder that `dcamt predict` wrote for these scans"
         )
     return found
+
+
+def _ranked_name(scan: str, order: Mapping[str, Any]) -> str:
+    """The name of ``scan``; of a channel that of its case, where the ranking has it."""
+    channel = CHANNEL_NUMBER.fullmatch(scan)
+    return channel["case"] if channel is not None and channel["case"] in order else scan
 
 
 def _known(name: str, scans: Mapping[str, Case]) -> bool:

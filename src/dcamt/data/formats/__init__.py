@@ -3,7 +3,7 @@
 The ending says what to look for and what to write. What is read is told by its content.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from dcamt.files import check_fetched
 
 Reader = Callable[[Path, Any, Part], Stored]
 Writer = Callable[[Path, Array, Array, Forms | None], None]
+Stamps = tuple[tuple[str, int, int, int], ...]
+"""Of each file its place, size, date and date of change."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,22 @@ def parts_of(path: Path) -> list[Path]:
     find = format_of(path).data_file if ending_of(path.name) else None
     detached = find(path) if find else None
     return [path] if detached is None else [path, detached]
+
+
+def stamps_of(files: Iterable[Path]) -> Stamps:
+    """What tells one state of these volumes from another, also where a date was put back (ctime).
+
+    Raises InputError if a file is not there.
+    """
+    try:
+        return tuple(_stamp(part) for file in files for part in parts_of(file))
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def _stamp(file: Path) -> tuple[str, int, int, int]:
+    status = file.stat()
+    return str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def file_stem(name: str) -> str | None:
