@@ -19,12 +19,12 @@ from collections.abc import Callable
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from dcamt.config import TrainConfig
 from dcamt.losses.consistency import distillation, soft_dice_between
 from dcamt.losses.overlap import dice_ce
-from dcamt.methods.method import Method
+from dcamt.methods.method import Method, falling_adamw
 from dcamt.networks.backbone import Network
 from dcamt.section import Section
 from dcamt.types import Batch, Progress, Update
@@ -57,9 +57,7 @@ class Distilled(Method):
         self.network = network()
 
     def optimizer(self, part: str, parameters: list[nn.Parameter], train: TrainConfig) -> Optimizer:
-        rate = self.config.learning_rate
-        falling = {"params": parameters, "initial_lr": rate}
-        return AdamW([falling], lr=rate, weight_decay=train.weight_decay)
+        return falling_adamw(parameters, self.config.learning_rate, train)
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         assert self.teacher is not None

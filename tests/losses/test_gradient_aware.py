@@ -27,34 +27,40 @@ def label() -> Tensor:
 
 def test_with_every_class_present_it_is_dice(logits: Tensor, label: Tensor) -> None:
     assert {0, 1, 2} <= set(label.flatten().tolist())
-    torch.testing.assert_close(ga_dice(logits, label), soft_dice(logits, label))
+    expected = soft_dice(logits, label, background=True)
+    torch.testing.assert_close(ga_dice(logits, label), expected)
 
 
 def test_an_absent_class_costs_its_weighted_false_positives(logits: Tensor, label: Tensor) -> None:
-    """Class 2 is absent: sum p^2 / sum p over its false positives, beside the Dice of class 1."""
+    """Class 2 is absent: the mean of p^2 over all voxels, beside the Dice of the others."""
     label = label.masked_fill(label == 2, 0)
     p = logits.softmax(1)[:, 2][label != IGNORE].tolist()
-    absent = sum(v * v for v in p) / sum(p)
-    one = 2 * soft_dice(logits, label)  # mean of class 1 and an absent class that costs 1
-    p1, y1 = logits.softmax(1)[:, 1][label != IGNORE], (label == 1)[label != IGNORE].float()
-    present = 1 - 2 * (p1 * y1).sum().item() / (p1.square().sum() + y1.sum()).item()
-    assert one.item() == pytest.approx(present + 1, abs=1e-3)
-    assert ga_dice(logits, label).item() == pytest.approx((present + absent) / 2, abs=1e-5)
+    absent = sum(v * v for v in p) / len(p)
+    present = 0.0
+    for k in (0, 1):
+        p, y = logits.softmax(1)[:, k][label != IGNORE], (label == k)[label != IGNORE].float()
+        present += 1 - 2 * (p * y).sum().item() / (p.square().sum() + y.sum()).item()
+    assert ga_dice(logits, label).item() == pytest.approx((present + absent) / 3, abs=1e-5)
 
 
 def test_the_gradient_of_an_absent_class_is_in_proportion_to_its_probability() -> None:
-    """With respect to p: w_i / sum w, w = p detached; softmax turns it into that of the logits."""
+    """With respect to p: p_i / N; softmax turns it into that of the logits.
+
+    The other class is there, with a Dice and a gradient of its own, which are taken away.
+    """
     p = torch.tensor([0.1, 0.6, 0.3]).reshape(1, 1, 3, 1, 1)
     logits = torch.cat([1 - p, p], 1).log().requires_grad_()
-    loss = ga_dice(logits, torch.zeros(1, 3, 1, 1, dtype=torch.long))
-    assert loss.item() == pytest.approx((0.01 + 0.36 + 0.09) / 1.0, rel=1e-5)
+    q = 1 - logits.softmax(1)[:, 1]
+    dice = 2 * q.sum() / (q.square().sum() + 3)
+    loss = 2 * ga_dice(logits, torch.zeros(1, 3, 1, 1, dtype=torch.long)) - (1 - dice)
+    assert loss.item() == pytest.approx((0.01 + 0.36 + 0.09) / 3, rel=1e-4)
     loss.backward()
     for i, q in enumerate((0.1, 0.6, 0.3)):
-        by_p = q / 1.0
+        by_p = q / 3
         assert logits.grad[0, 1, i].item() == pytest.approx(by_p * q * (1 - q), rel=1e-4)
 
 
-@pytest.mark.parametrize(("share", "gamma"), [(1.0, 0.0), (1.0, 0.5), (0.4, 0.5), (0.4, 1.0)])
+@pytest.mark.parametrize(("share", "gamma"), [(1.0, 1.0), (1.0, 0.5), (0.4, 0.5), (0.4, 0.0)])
 def test_cross_entropy_of_the_hardest_voxels_in_balance(
     share: float, gamma: float, logits: Tensor, label: Tensor
 ) -> None:
@@ -63,15 +69,14 @@ def test_cross_entropy_of_the_hardest_voxels_in_balance(
         k = int(label[b, x, y, z])
         losses.append((-float(logits[b, :, x, y, z].log_softmax(0)[k]), k))
     hardest = sorted(losses, reverse=True)[: math.ceil(share * len(losses))]
-    top = bottom = 0.0
+    expected = 0.0
     for k in range(3):
         mine = [loss for loss, of in hardest if of == k]
         if mine:
-            top += len(mine) ** (1 - gamma) * sum(mine) / len(mine)
-            bottom += len(mine) ** (1 - gamma)
+            expected += (len(mine) / len(hardest)) ** gamma * sum(mine) / len(mine)
     found = ga_cross_entropy(logits, label, share, gamma)
-    assert found.item() == pytest.approx(top / bottom, rel=1e-5)
-    if (share, gamma) == (1.0, 0.0):
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    if (share, gamma) == (1.0, 1.0):
         torch.testing.assert_close(found, cross_entropy(logits, label))
 
 

@@ -55,8 +55,10 @@ def mmd(teacher: Tensor, student: Tensor, bandwidths: Sequence[float] = (1.0,)) 
 
     ``k(x, y) = exp(-|x - y|^2 / (2 s^2))`` and ``MMD^2 = mean k(T, T) + mean k(S, S) - 2 mean
     k(T, S)``. s is the median distance over both sets (no gradient) times each of ``bandwidths``,
-    over which the result is averaged.
+    over which the result is averaged. 0 if there are no items.
     """
+    if not len(teacher):
+        return teacher.sum() + student.sum()
     both = torch.cat([teacher, student])
     distances = squared_distances(both, both)
     n = len(teacher)

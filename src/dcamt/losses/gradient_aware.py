@@ -13,28 +13,27 @@ from dcamt.types import IGNORE
 
 
 def ga_dice(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
-    """1 - Dice of the foreground classes present; for one absent, the false positives.
+    """1 - Dice of the classes present, background too; for one absent, the false positives.
 
     Sums are over the whole batch. The Dice of an absent class has next to no gradient. Its term is
-    ``sum_i w_i p_i / sum_i w_i`` with w = p detached: the gradient of each voxel is in proportion
-    to its own false probability.
+    ``sum_i w_i p_i`` over the N voxels with a label, with w = p / N detached: the gradient of each
+    voxel is in proportion to its own false probability.
     """
     inside = (label != IGNORE).unsqueeze(1)
     p = logits.float().softmax(1) * inside
     y = one_hot(label, p.shape[1])
     over = (0, 2, 3, 4)
     present = 1 - (2 * (p * y).sum(over) + smooth) / ((p * p).sum(over) + y.sum(over) + smooth)
-    weight = p.detach()
-    absent = (weight * p).sum(over) / weight.sum(over).clamp(min=1e-12)
-    return torch.where(y.sum(over) > 0, present, absent)[1:].mean()
+    absent = (p.detach() * p).sum(over) / inside.sum().clamp(min=1)
+    return torch.where(y.sum(over) > 0, present, absent).mean()
 
 
 def ga_cross_entropy(logits: Tensor, label: Tensor, share: float, gamma: float) -> Tensor:
     """Cross-entropy over the hardest ``share`` of the voxels, balanced between classes.
 
-    Of the voxels kept, ``n_k`` have class k and mean loss ``l_k``; the result is
-    ``sum_k n_k^(1 - gamma) l_k / sum_k n_k^(1 - gamma)``: the plain mean for gamma = 0, every class
-    equal for gamma = 1. 0 if no voxel has a label.
+    Of the M voxels kept, ``n_k`` have class k, and their losses the sum ``s_k``; the result is
+    ``sum_k s_k / (n_k^(1 - gamma) M^gamma)``: the plain mean for gamma = 1, the sum of the means of
+    the classes for gamma = 0. 0 if no voxel has a label.
     """
     loss = F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="none")
     kept = label != IGNORE
@@ -44,6 +43,5 @@ def ga_cross_entropy(logits: Tensor, label: Tensor, share: float, gamma: float) 
         kept = kept & (loss.detach() >= ranked.gather(0, last.reshape(1)))
     of_class = torch.stack([kept & (label == k) for k in range(logits.shape[1])])
     count = of_class.sum((1, 2, 3, 4)).float()
-    mean = (loss * of_class).sum((1, 2, 3, 4)) / count.clamp(min=1)
-    weight = torch.where(count > 0, count ** (1 - gamma), 0)
-    return (weight * mean).sum() / weight.sum().clamp(min=1)
+    total = (loss * of_class).sum((1, 2, 3, 4))
+    return (total / (count.clamp(min=1) ** (1 - gamma) * kept.sum().clamp(min=1) ** gamma)).sum()

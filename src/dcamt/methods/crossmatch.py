@@ -32,12 +32,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from dcamt.config import TrainConfig
 from dcamt.losses.consistency import masked_mean
 from dcamt.losses.overlap import dice_ce, pseudo_label, soft_dice
-from dcamt.methods.method import Method
+from dcamt.methods.method import Method, falling_adamw
 from dcamt.networks.backbone import Network
 from dcamt.ops.mix import cutmix, paste
 from dcamt.section import Fraction, Section
@@ -76,9 +76,7 @@ class CrossMatch(Method):
         self.network = network(dropout=config.dropout)
 
     def optimizer(self, part: str, parameters: list[nn.Parameter], train: TrainConfig) -> Optimizer:
-        rate = self.config.learning_rate
-        falling = {"params": parameters, "initial_lr": rate}
-        return AdamW([falling], lr=rate, weight_decay=train.weight_decay)
+        return falling_adamw(parameters, self.config.learning_rate, train)
 
     def step(self, batch: Batch, at: Progress, update: Update) -> dict[str, Tensor]:
         c = self.config

@@ -14,7 +14,8 @@ default is the one that measured better (docs/tried.md). Four defaults leave the
 learns the other's most probable class (``targets``), it sees unlabelled patches with labelled ones
 around them (``paste``), voxels on which the branches differ count more (``review``), and L_intra
 and L_inter compare means (``compare``). The paper's own reading is
-``targets=soft to_student=1.0 to_teacher=0.3 paste=0 review=0 compare=pairs``.
+``targets=soft to_student=1.0 to_teacher=0.3 paste=0 review=0 compare=pairs``; beside it,
+``units=samples`` and ``teacher=both`` are readings of what the paper leaves open.
 """
 
 import math
@@ -224,9 +225,9 @@ class DCAMT(Method):
             return _Patches(image, image, torch.cat([batch.label_l, nothing]), batch.inside_u)
         size, device = batch.image_u.shape[2:], batch.image_u.device
         places = torch.arange(n, device=device)
-        bottleneck = size.numel() // math.prod(self.pair.student.stride)
-        least = 2 if bottleneck == 1 else 1  # one value has no variance to normalise by
-        seen = max(least, math.ceil(n / c.boxes))
+        stride = max(math.prod(b.stride) for b in (self.pair.teacher, self.pair.student))
+        least = 2 if size.numel() == stride else 1  # one value has no variance to normalise by
+        seen = min(n, max(least, math.ceil(n / c.boxes)))
         of = places % seen  # the unlabelled patch in each place
         next_to = (of + 1) % seen  # the unlabelled one that may lie around it
         around = (places // seen + of) % len(batch.image_l)  # and the labelled one

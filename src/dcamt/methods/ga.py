@@ -3,13 +3,13 @@
 Qi et al., "Gradient-aware for class-imbalanced semi-supervised medical image segmentation",
 ECCV 2024. Two V-Nets that start apart; Y_1, Y_2 the classes they give to unlabelled voxels:
 
-    L_ga(p, y; k) = 0.5 (GACE_k(p, y) + GADice(p, y))            dcamt.losses.gradient_aware
-    L = sum of L_ga(p, y; 10 %) over both, on labelled patches
-        + weight ramp (L_ga(p_1, Y_2; 100 %) + L_ga(p_2, Y_1; 100 %)), on unlabelled ones
+    L_sup(p, y) = GACE_10(p, y) + GADice(p, y)                   dcamt.losses.gradient_aware
+    L = 0.5 (L_sup(p_1, y) + L_sup(p_2, y))                      on labelled patches
+        + 0.5 weight ramp (GACE_100(p_1, Y_2) + GACE_100(p_2, Y_1))    on unlabelled ones
 
-The evaluated output is the mean of both. Here cross supervision is on the unlabelled patches
-alone, its weight and ramp are those of our other peers, sums of Dice are over the batch, and the
-classes are counted among the voxels that GACE keeps.
+The number of GACE is the share of the voxels that count, in per cent. The evaluated output is the
+mean of both. Unlike the authors' script, cross supervision is on the unlabelled patches alone, and
+all is halved, as the supervised loss of every method here is.
 """
 
 import torch
@@ -38,7 +38,7 @@ class GA(Method):
         hardest_pseudo: Fraction = 1.0
         """The same share among voxels labelled by the other network."""
         gamma: Fraction = 0.5
-        """Balance of the classes: 0 is the plain mean, 1 counts every class alike."""
+        """Balance of the classes: 1 is the plain mean, 0 counts every class alike."""
 
     config: Config
 
@@ -52,12 +52,12 @@ class GA(Method):
         labeled = len(batch.image_l)
         image = torch.cat([batch.image_l, batch.image_u])
         logits_1, logits_2 = self.first(image), self.second(image)
-        supervised_1 = self._loss(logits_1[:labeled], batch.label_l, c.hardest)
-        supervised_2 = self._loss(logits_2[:labeled], batch.label_l, c.hardest)
+        supervised_1 = self._supervised(logits_1[:labeled], batch.label_l)
+        supervised_2 = self._supervised(logits_2[:labeled], batch.label_l)
         guess_1 = pseudo_label(logits_1[labeled:], batch.inside_u)
         guess_2 = pseudo_label(logits_2[labeled:], batch.inside_u)
-        cross_1 = self._loss(logits_1[labeled:], guess_2, c.hardest_pseudo)
-        cross_2 = self._loss(logits_2[labeled:], guess_1, c.hardest_pseudo)
+        cross_1 = 0.5 * ga_cross_entropy(logits_1[labeled:], guess_2, c.hardest_pseudo, c.gamma)
+        cross_2 = 0.5 * ga_cross_entropy(logits_2[labeled:], guess_1, c.hardest_pseudo, c.gamma)
         weight = c.weight * at.ramp(c.ramp)
         update(supervised_1 + supervised_2 + weight * (cross_1 + cross_2))
         return {
@@ -67,6 +67,7 @@ class GA(Method):
             "cross_second": cross_2,
         }
 
-    def _loss(self, logits: Tensor, label: Tensor, share: float) -> Tensor:
-        entropy = ga_cross_entropy(logits, label, share, self.config.gamma)
+    def _supervised(self, logits: Tensor, label: Tensor) -> Tensor:
+        c = self.config
+        entropy = ga_cross_entropy(logits, label, c.hardest, c.gamma)
         return 0.5 * (entropy + ga_dice(logits, label))

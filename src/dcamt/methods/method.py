@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from dcamt.config import BackboneConfig, TrainConfig
 from dcamt.networks.backbone import Network
@@ -72,6 +72,12 @@ class Method(nn.Module):
         """Probabilities of each network that ``predict`` averages, ``(N, B, K, X, Y, Z)``."""
         found = [getattr(self, name)(image).float().softmax(1) for name in self.predicts]
         return torch.stack(found)
+
+
+def falling_adamw(parameters: list[nn.Parameter], rate: float, train: TrainConfig) -> Optimizer:
+    """AdamW at ``rate``, which falls as that of SGD does, with the configured weight decay."""
+    falling = {"params": parameters, "initial_lr": rate}
+    return AdamW([falling], lr=rate, weight_decay=train.weight_decay)
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ discriminator D tells from (z, image) whether the patch was labelled (1) or not 
     L_D   = BCE(D(z_l, x_l), 1) and BCE(D(z_u, x_u), 0)          the discriminator's part
 
 Unlike the authors' script, L_D is one mean over labelled and unlabelled patches and judges the
-maps of the same forward pass rather than of a second one, image and maps are 0 in the padding, and
-a class that a patch does not hold has the map 1 (outside everywhere), not 0 (surface everywhere).
+maps of the same forward pass rather than of a second one. Image and maps are 0 in the padding, and
+in labelled patches where no label is known. A class that a patch does not hold has the map 1
+(outside everywhere), not 0 (surface everywhere).
 D has one logit, averages over the patch whatever its size, and is four times as wide as the V-Net:
 64 channels, as published, for the usual 16.
 """

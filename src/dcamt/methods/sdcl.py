@@ -13,8 +13,9 @@ labelled patches, ``weight`` on those of unlabelled ones, and Y the label of eit
     L     = L_A + L_B
 
 The teacher that labels follows A alone, as in BCP; the first ``pretrain`` of the run mixes labelled
-patches among themselves, for both. The evaluated output is the mean of A and B. Both learn by Adam
-at a rate that never falls. Weights are those for the left atrium (0.3 and 0.1 for the pancreas).
+patches among themselves, for both, and corrects nothing. The evaluated output is the mean of A and
+B. Both learn by Adam at a rate that never falls. Weights are those for the left atrium (0.3 and 0.1
+for the pancreas).
 
 Unlike the authors' script, networks are the protocol's, with batch norm and without dropout, and
 means are over both mixed volumes at once, where the script adds one for each. B is the same

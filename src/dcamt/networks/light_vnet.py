@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dcamt.networks.backbone import Backbone
 from dcamt.networks.convolution import Convolution, Pointwise, Upsampling
-from dcamt.networks.vnet import STRIDE, block, unit
+from dcamt.networks.vnet import STRIDE, ascend, block, descend, unit
 
 _ENCODER_CONVOLUTIONS = (1, 2, 2, 2)
 _DECODER_CONVOLUTIONS = (2, 2, 1)
@@ -51,12 +51,7 @@ class LightVNet(Backbone):
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``(B, C, X, Y, Z)`` to bottleneck ``(B, 16 width, X/16, Y/16, Z/16)`` and three skips."""
-        skips = []
-        x = self.encoder[0](self.first(image))
-        for down, convolutions in zip(self.down, self.encoder[1:], strict=True):
-            skips.append(x)
-            x = convolutions(down(x))
-        return x, skips
+        return descend(self.first(image), self.encoder, self.down)
 
     def upsample(self, features: Tensor, skips: list[Tensor]) -> Tensor:
         """Bottleneck and skips to what the head reads, ``(B, width, X, Y, Z)``."""
@@ -70,10 +65,7 @@ class LightVNet(Backbone):
 
     def _coarse(self, features: Tensor, skips: list[Tensor]) -> Tensor:
         """Bottleneck and skips to ``(B, 4 width, X/2, Y/2, Z/2)``."""
-        x = features
-        for up, convolutions, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
-            x = convolutions(up(x) + skip)
-        return x
+        return ascend(features, skips, self.up, self.decoder)
 
     @torch.no_grad()
     def fold(self) -> None:

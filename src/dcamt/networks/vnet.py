@@ -31,6 +31,25 @@ def block(channels_in: int, channels: int, convolutions: int) -> nn.Sequential:
     return nn.Sequential(*(unit(Convolution(i, o, 3, padding=1), o) for i, o in pairwise(sizes)))
 
 
+def descend(x: Tensor, blocks: nn.ModuleList, down: nn.ModuleList) -> tuple[Tensor, list[Tensor]]:
+    """What the last of the ``blocks`` gives, with a step ``down`` before each but the first.
+
+    And what the others gave: the skips.
+    """
+    x, skips = blocks[0](x), []
+    for step, convolve in zip(down, blocks[1:], strict=True):
+        skips.append(x)
+        x = convolve(step(x))
+    return x, skips
+
+
+def ascend(x: Tensor, skips: list[Tensor], up: nn.ModuleList, blocks: nn.ModuleList) -> Tensor:
+    """What the last of the ``blocks`` gives, each after a step ``up`` to which a skip is added."""
+    for step, convolve, skip in zip(up, blocks, reversed(skips), strict=True):
+        x = convolve(step(x) + skip)
+    return x
+
+
 class VNet(Backbone):
     """The backbone of the literature.
 
@@ -61,16 +80,8 @@ class VNet(Backbone):
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``(B, C, X, Y, Z)`` to bottleneck ``(B, 16 width, X/16, Y/16, Z/16)`` and four skips."""
-        skips = []
-        x = self.encoder[0](image)
-        for down, convolutions in zip(self.down, self.encoder[1:], strict=True):
-            skips.append(x)
-            x = convolutions(down(x))
-        return x, skips
+        return descend(image, self.encoder, self.down)
 
     def upsample(self, features: Tensor, skips: list[Tensor]) -> Tensor:
         """Bottleneck and skips to what the head reads, ``(B, width, X, Y, Z)``."""
-        x = features
-        for up, convolutions, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
-            x = convolutions(up(x) + skip)
-        return x
+        return ascend(features, skips, self.up, self.decoder)
