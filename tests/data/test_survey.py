@@ -15,9 +15,9 @@ from dcamt.data import survey as surveying
 from dcamt.data.dataset import read_dataset
 from dcamt.data.inspect import inspect
 from dcamt.data.prepare import prepare
-from dcamt.data.space import to_network
+from dcamt.data.space import label_to_network, to_network
 from dcamt.data.survey import survey
-from dcamt.data.volume import Volume, write_volume
+from dcamt.data.volume import Volume, read_image, read_label, write_volume
 from dcamt.errors import InputError
 from dcamt.runs.plan import plan_run
 
@@ -289,6 +289,21 @@ def test_what_does_not_fit_into_the_room_is_read_again(tmp_path, monkeypatch):
     whole = {p.name: np.array(p.image) for p in prepare(data.cases, seen.plan, seen.kept)}
     assert set(whole) == set(names)
     assert not seen.kept
+
+
+@pytest.mark.parametrize("changed", ["images", "labels"])
+def test_a_file_that_changes_after_the_survey_is_read_again(tmp_path, changed):
+    root = write(tmp_path / "set", {"a": block(), "b": block()})
+    data = read_dataset(root)
+    seen = survey(data, ["a", "b"], DataConfig(patch=(16, 16, 16)), keep=True)
+    other = scan(7) if changed == "images" else np.ones_like(block())
+    write_volume(root / changed / "a.nii.gz", other, AFFINE)
+    made, _ = prepare(data.cases, seen.plan, seen.kept)
+    case = data.cases[0]
+    expected, placement = to_network(read_image(case.images), seen.plan)
+    assert np.array_equal(made.image, expected)
+    label = label_to_network(read_label(case.label), placement, seen.plan)
+    assert np.array_equal(made.label, label)
 
 
 def test_where_the_system_does_not_tell_its_memory_room_is_limited(tmp_path, monkeypatch):

@@ -103,6 +103,16 @@ def test_runs_of_different_settings_are_refused(tiny_run, tmp_path):
         api.card([tiny_run, other])
 
 
+@pytest.mark.parametrize("key", ["teacher", "federation", "init"])
+def test_runs_of_different_origin_are_refused(tiny_run, tmp_path, key):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    versions = json.loads((other / "versions.json").read_text())
+    (other / "versions.json").write_text(json.dumps({**versions, key: "another"}))
+    with pytest.raises(InputError, match=r"differs from .* in more than the seed"):
+        api.card([tiny_run, other])
+
+
 def test_a_run_without_validation_claims_no_figures(tiny_run, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_run, bare)

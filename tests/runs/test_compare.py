@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import h5py
 import pytest
+import yaml
 
 from dcamt import api
 from dcamt.config import load_config
@@ -19,8 +21,10 @@ from dcamt.data.volume import read_image, read_label
 from dcamt.errors import InputError
 from dcamt.evaluation.statistics import gap_closed
 from dcamt.files import LOCK, alone
+from dcamt.records.run_folder import read_config
 from dcamt.runs.compare import compare
 from dcamt.runs.design import Design, parse_rows
+from dcamt.runs.plan import plan_run
 
 METHODS = "vnet,dca-mt:heads=1:head_size=4"
 FIRST, OTHER, CEILING = (
@@ -187,6 +191,9 @@ def test_rows_of_other_cases_or_settings_cannot_join(killed, data, settings, pha
     with pytest.raises(InputError, match="iterations = 20, not 50"):
         changed = load_config(None, [*settings, "train.iterations=50"])
         compare(data, out, asked, changed, quiet=True)
+    with pytest.raises(InputError, match=r"learning_rate = 0\.05, not 0\.01"):  # left out
+        left = load_config(None, [s for s in settings if "learning_rate" not in s])
+        compare(data, out, asked, left, quiet=True)
     with pytest.raises(InputError, match="put it or a link to it back there"):
         compare(phantoms, out, Design(rows, [2], 1), load_config(None, settings), quiet=True)
     with pytest.raises(InputError, match="was begun without --init"):
@@ -304,6 +311,38 @@ def test_a_test_case_whose_name_ends_like_a_channel(data, settings, tmp_path):
     cut = [*settings, "train.iterations=2"]
     found = api.compare(tmp_path / "set", tmp_path / "out", "vnet", set=cut, **given)
     assert {row["case"] for row in found["rows"][0]["runs"][0]["cases"]} == {f"{case}_0000"}
+
+
+PLANNED = ["device=cpu", "network.name=segresnet", "network.width=8", "train.iterations=1"]
+
+
+def test_all_methods_train_on_one_patch_that_suits_each(tmp_path):
+    """A SegResNet takes multiples of 8 voxels, and the V-Net that SDCL adds multiples of 16."""
+    write_phantoms(tmp_path / "data", 3, (24, 20, 18), seed=3, labeled=1, val=1)
+    out, config = tmp_path / "out", load_config(None, PLANNED)
+    splits = tmp_path / "data" / "splits.json"
+    design = Design(parse_rows("vnet,sdcl"), seeds=1, splits=splits)
+    alone = plan_run(tmp_path / "data", config, splits, None).config.plan.patch
+    assert any(side % 16 for side in alone)
+    compare(tmp_path / "data", out, design, config, quiet=True, jobs=1)
+    patches = {read_config(run).plan.patch for run in (out / "runs").iterdir()}
+    assert len(patches) == 1
+    assert not any(side % 16 for side in patches.pop())
+    before = times(out / "runs")
+    compare(tmp_path / "data", out, replace(design, rows=design.rows[:1]), config, quiet=True)
+    assert times(out / "runs") == before
+    other = load_config(None, [*PLANNED, "data.patch=[24,16,16]"])
+    with pytest.raises(InputError, match=r"data\.patch"):
+        compare(tmp_path / "data", out, design, other, quiet=True)
+    with pytest.raises(InputError, match=r"must be a multiple of 16"):  # before anything trains
+        compare(tmp_path / "data", tmp_path / "new", design, other, quiet=True)
+    assert not (tmp_path / "new").exists()
+    (run, _) = (out / "runs").iterdir()
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    kept["plan"]["patch"] = [24, 16, 16]
+    (run / "config.yaml").write_text(yaml.safe_dump(kept))
+    with pytest.raises(InputError, match="cannot be compared"):
+        compare(tmp_path / "data", out, design, config, quiet=True)
 
 
 def test_the_first_failure_is_told(phantoms, tmp_path, settings):

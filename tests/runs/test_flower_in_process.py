@@ -266,6 +266,19 @@ def test_masked_the_weights_are_the_same_but_for_rounding(here, sites, settings,
         assert not any(len(record) for record in reply.content.array_records.values())
 
 
+def test_a_site_that_is_lost_in_a_masked_sum_is_noted(sites, settings, tmp_path, capsys):
+    write_phantoms(tmp_path / "west", 3, (18, 16, 20), seed=9, labeled=1, val=1)
+    four = {**sites, "west": tmp_path / "west"}
+
+    def fault(message, name):
+        steps = message.content.config_records.get(RECORD_KEY_CONFIGS, {})
+        return name == "east" and steps.get(Key.STAGE) == "collect_masked_vectors"
+
+    out, _ = lead(four, tmp_path, settings, secure=True, config={"secure": True}, fault=fault)
+    assert "east is left out: it was lost before its part was in the sum" in capsys.readouterr().err
+    assert json.loads((out / "versions.json").read_text())["left out"].startswith("east")
+
+
 PRIVATE = ["network.name=segresnet", "network.width=8", "method.components=base"]
 
 

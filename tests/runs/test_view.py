@@ -232,6 +232,18 @@ def test_a_folder_of_scans_meets_its_segmentations_by_name(tmp_path):
     assert alone.cases[0].facts == {"Rank": "1", "Uncertainty": "0.9"}
 
 
+def test_a_ranking_names_cases_of_several_channels(tmp_path):
+    scans = volumes(tmp_path / "scans", ["p1_0000", "p1_0001", "p2_0000", "p2_0001"])
+    ranking = tmp_path / "ranking.csv"
+    ranking.write_text("rank,case,uncertainty,disagreement\n1,p2,0.9,\n2,p1,0.1,\n")
+    assert [case.name for case in show([scans], ranking).cases] == ["p2", "p1"]
+
+
+def test_nothing_to_view_is_one_sentence():
+    with pytest.raises(InputError, match="give a run, or a scan"):
+        show([])
+
+
 @pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha", "h5"])
 def test_a_map_of_uncertainty_beside_the_segmentation_is_shown(tmp_path, ending):
     scans = volumes(tmp_path / "scans", ["a"])
