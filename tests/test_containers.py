@@ -147,3 +147,4 @@ def test_without_shared_memory_workers_are_refused_in_a_sentence(nobody, place, 
     assert "Traceback" not in done.stderr
     assert "processes cannot share memory here" in done.stderr
     assert "train.workers=0" in done.stderr
+    assert not (place / "run").exists()

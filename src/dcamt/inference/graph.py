@@ -53,9 +53,8 @@ def example_windows(config: RunConfig) -> tuple[Tensor, str]:
         drawn = torch.Generator().manual_seed(0)
         windows = torch.randn(2, len(plan.channels), *plan.patch, generator=drawn)
         return windows, "two windows of random numbers of mean 0 and variance 1"
-    return _corner_and_middle(
-        torch.from_numpy(array), plan
-    ), "two windows of a scan of the run's data set"
+    windows = _corner_and_middle(torch.from_numpy(array), plan)
+    return windows, "two windows of a scan of the run's data set"
 
 
 def _corner_and_middle(array: Tensor, plan: Plan) -> Tensor:
