@@ -14,7 +14,7 @@ import yaml
 
 from dcamt import api
 from dcamt.errors import InputError
-from dcamt.runs import export_openvino
+from dcamt.runs import export_onnx, export_openvino
 
 needs_nncf = pytest.mark.skipif(  # to import it here would let it report its use
     find_spec("nncf") is None, reason="NNCF is not installed: pip install 'dcamt[int8]'"
@@ -100,6 +100,6 @@ def test_a_run_of_several_sites_has_no_scans_for_it(tiny_run, tmp_path):
 
 
 def test_without_nncf_a_sentence_says_how_to_get_it(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_openvino, "find_spec", lambda name: None)
+    monkeypatch.setattr(export_onnx, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"not installed; run `pip install 'dcamt\[int8\]'`"):
         api.export(tiny_run, tmp_path / "out", format="openvino")
