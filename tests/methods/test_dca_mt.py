@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from dcamt.losses.consistency import distillation
 from dcamt.losses.overlap import dice_ce, one_hot
 from dcamt.methods import dca_mt
 from dcamt.methods.dca_mt import DCAMT
-from dcamt.networks.vnet import STRIDE
+from dcamt.networks.backbone import Backbone
+from dcamt.networks.segresnet import SegResNet
+from dcamt.networks.vnet import STRIDE, VNet
 from dcamt.ops.mix import random_box
 from dcamt.types import IGNORE, Batch, Progress
 
@@ -323,6 +326,40 @@ def test_branches_teach_only_where_they_are_confident(targets, build, plain_upda
     found = half._sure(says, batch.inside_u)
     expected = batch.inside_u & (says.softmax(1).max(1).values >= 0.7)
     assert torch.equal(found, expected) and found.any() and (found != batch.inside_u).any()
+
+
+def test_without_a_known_token_nothing_is_aligned() -> None:
+    """As at a site without labels, where no voxel is sure."""
+    teacher, student = (torch.empty(0, 8, requires_grad=True) for _ in range(2))
+    loss = mmd(teacher, student)
+    loss.backward()
+    assert loss.item() == 0
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert [term.item() for term in intra_inter(teacher, student, nothing)] == [0, 0]
+
+
+def test_one_unlabelled_patch_of_one_bottleneck_voxel_suffices_for_group_norm(plain_update) -> None:
+    method = DCAMT(DCAMT.Config(), partial(SegResNet, 1, 2, 8))
+    image, label = torch.randn(1, 1, 8, 8, 8), torch.randint(0, 2, (1, 8, 8, 8))
+    inside = torch.ones(1, 8, 8, 8, dtype=torch.bool)
+    batch = Batch(image, label, image + 1, inside, ("",) * 2 * len(image))
+    terms = method.step(batch, Progress(5, 10), plain_update(method))
+    assert all(term.isfinite() for term in terms.values())
+
+
+def test_the_larger_stride_of_two_networks_decides_how_many_patches_are_seen(plain_update) -> None:
+    """A V-Net has one bottleneck voxel in a patch of 16 voxels, a SegResNet eight."""
+
+    def network(name: str = "segresnet", **sizes: object) -> Backbone:
+        return VNet(1, 2, 2) if name == "vnet" else SegResNet(1, 2, 8)
+
+    config = DCAMT.Config(components="mutual", teacher_network={"name": "vnet"}, boxes=2)
+    method = DCAMT(config, network).train()
+    image, label = torch.randn(2, 1, 16, 16, 16), torch.randint(0, 2, (2, 16, 16, 16))
+    inside = torch.ones(2, 16, 16, 16, dtype=torch.bool)
+    batch = Batch(image, label, image + 1, inside, ("",) * 2 * len(image))
+    terms = method.step(batch, Progress(5, 10), plain_update(method))
+    assert all(term.isfinite() for term in terms.values())
 
 
 def test_patches_of_one_bottleneck_voxel_are_looked_at_in_pairs(build, plain_update) -> None:
