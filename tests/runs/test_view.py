@@ -239,6 +239,13 @@ def test_a_ranking_names_cases_of_several_channels(tmp_path):
     assert [case.name for case in show([scans], ranking).cases] == ["p2", "p1"]
 
 
+def test_a_ranked_case_without_its_first_channel_is_shown_by_channel(tmp_path):
+    scans = volumes(tmp_path / "scans", ["p1_0001", "p2"])
+    ranking = tmp_path / "ranking.csv"
+    ranking.write_text("rank,case,uncertainty,disagreement\n1,p2,0.9,\n2,p1,0.1,\n")
+    assert [case.name for case in show([scans], ranking).cases] == ["p2", "p1_0001"]
+
+
 def test_nothing_to_view_is_one_sentence():
     with pytest.raises(InputError, match="give a run, or a scan"):
         show([])

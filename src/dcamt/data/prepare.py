@@ -98,8 +98,8 @@ def prepare(
     """Prepare every case that the cache does not hold yet.
 
     ``read`` holds images and labels that are in memory already, by the state of their files when
-    they were read; they are taken out of it.
-    Raises InputError for files that cannot be used and for labels that do not fit their image.
+    they were read; they are taken out of it. Raises InputError for files that cannot be used and
+    for labels that do not fit their image.
     """
     remove_abandoned(cache_folder())
     waiting = read if read is not None else {}

@@ -23,13 +23,13 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # in each proce
 def launch_processes(fabric: Fabric, work: Callable[[Fabric], None], out: Path) -> None:
     """Do ``work`` in several processes, which get the signal that this one gets.
 
-    A second one of a kind ends them. Raises Interrupted after a signal, and InputError for that of
+    The same signal again ends them. Raises Interrupted after a signal, and InputError for that of
     a process and if one died.
     """
 
     def pass_on(received: list[int]) -> None:
         processes = multiprocessing.active_children()
-        # After Ctrl-C a comparison sends SIGTERM as well, which is no second wish.
+        # After Ctrl-C a comparison sends SIGTERM as well: that is not the user asking again.
         if received.count(received[-1]) > 1 or not processes:
             for process in processes:
                 process.kill()

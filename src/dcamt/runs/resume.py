@@ -15,8 +15,8 @@ from dcamt.runs.build import resolve_method, resolve_network
 from dcamt.runs.plan import Planned
 
 _CHOSEN = ("train.augment.flip", "train.augment.rotate")
-_FREE = ("train.devices", "train.workers")
-"""What leads to the same weights whatever it is."""
+_FREE = {"devices", "workers"}
+"""Settings of ``train`` that lead to the same weights whatever they are."""
 
 
 def reopen(run: Path) -> Planned:
@@ -37,7 +37,7 @@ def reopen(run: Path) -> Planned:
 
 def with_processes(planned: Planned, asked: Config) -> Planned:
     """``planned`` in as many processes as ``asked``, where that was given a number."""
-    given = asked.train.model_dump(include={"devices", "workers"}, exclude_unset=True)
+    given = asked.train.model_dump(include=_FREE, exclude_unset=True)
     train = planned.config.train.model_copy(update=given)
     return replace(planned, config=planned.config.model_copy(update={"train": train}))
 
@@ -51,17 +51,13 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
                 compare(value, old[key], f"{prefix}{key}.")
             elif f"{prefix}{key}" in _CHOSEN and value is None:
                 continue  # the run has what was chosen
-            elif f"{prefix}{key}" in _FREE:
-                continue
-            elif f"{prefix}{key}" == "data.patch" and value == planned:
-                continue  # the plan decides, and may have chosen it
             elif value != old.get(key):
                 raise InputError(
                     f"{run}: was begun with {prefix}{key} = {old.get(key)}, not {value}; leave the "
                     "option out to resume, or start a new run in another --out"
                 )
 
-    values = asked.model_dump(mode="json", exclude_unset=True)
+    values = asked.model_dump(mode="json", exclude_unset=True, exclude={"train": _FREE})
     values.pop("dataset", None)  # `refuse_other_cases` compares it, as a folder
     method = values.get("method", {})
     if method.get("name", kept.method.name) == kept.method.name:
@@ -73,7 +69,9 @@ def refuse_changes(asked: Config, kept: Config, run: Path) -> None:
         named = NetworkConfig.model_validate({"name": kept.network.name, **network})
         resolved = resolve_network(named).model_dump(mode="json")
         values["network"] = {key: resolved[key] for key in network}
-    planned = None if kept.plan is None else [*kept.plan.patch]
+    data = values.get("data", {})
+    if kept.plan is not None and data.get("patch") == [*kept.plan.patch]:
+        del data["patch"]  # the plan has it, whoever chose it
     compare(values, kept.model_dump(mode="json"), "")
 
 

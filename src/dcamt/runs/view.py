@@ -154,7 +154,9 @@ def _show_scans(path: Path, segmentations: Path | None, ranking: Path | None) ->
     found = _segmentations(path, segmentations, scans)
     facts, flagged, classes = _summary(segmentations)
     order = _ranking(ranking)
-    names = {*found} if segmentations is not None else {_ranked_name(s, order) for s in scans}
+    names = (
+        {*found} if segmentations is not None else {_ranked_name(s, order, scans) for s in scans}
+    )
     if order and not any(name in order for name in names):
         raise InputError(f"{ranking}: ranks none of these cases; give the ranking of these scans")
     cases = []
@@ -195,10 +197,11 @@ def _segmentations(scan: Path, path: Path | None, scans: Mapping[str, Case]) -> 
     return found
 
 
-def _ranked_name(scan: str, order: Mapping[str, Any]) -> str:
+def _ranked_name(scan: str, order: Mapping[str, Any], scans: Mapping[str, Case]) -> str:
     """The name of ``scan``; of a channel that of its case, where the ranking has it."""
     channel = CHANNEL_NUMBER.fullmatch(scan)
-    return channel["case"] if channel is not None and channel["case"] in order else scan
+    ranked = channel is not None and channel["case"] in order and _known(channel["case"], scans)
+    return channel["case"] if channel is not None and ranked else scan
 
 
 def _known(name: str, scans: Mapping[str, Case]) -> bool:
